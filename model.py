@@ -1,7 +1,7 @@
-"""The GPT, whole. By default GPT-2 exactly; each later idea is one field of GPTConfig, off by default.
+"""The GPT, whole. By default it is GPT-2; each later idea is a field of GPTConfig, off by default.
 
 Shapes: B batch, T time, C channels (n_embd), nh heads, hs head size (C / nh), V vocabulary.
-GPT-2: Radford et al. 2019, https://github.com/openai/gpt-2. The names of the parameters are its own.
+GPT-2: Radford et al. 2019, https://github.com/openai/gpt-2, whose parameter names these are.
 """
 
 import math
@@ -18,7 +18,7 @@ from core import UserError
 
 @dataclass
 class GPTConfig:
-    vocab_size: int  # tokens that exist; inside, the embedding is padded to a multiple of 64
+    vocab_size: int  # tokens that exist; the embedding is padded to a multiple of 64
     block_size: int = 1024  # longest context, in tokens
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads a block; divides n_embd
@@ -29,30 +29,20 @@ class GPTConfig:
     rotary: bool = False  # rotary instead of learned positions: https://arxiv.org/abs/2104.09864
     rms_norm: bool = False  # RMSNorm instead of LayerNorm: https://arxiv.org/abs/1910.07467
     qk_norm: bool = False  # normalize queries and keys: https://arxiv.org/abs/2010.04245
-    logit_softcap: float = (
-        0.0  # cap * tanh(logits / cap), 0 = off: https://arxiv.org/abs/2408.00118
-    )
+    logit_softcap: float = 0.0  # c: c * tanh(logits / c), 0 = off: https://arxiv.org/abs/2408.00118
     untied_head: bool = False  # an output matrix apart from the token embedding
     zero_init: bool = False  # block outputs start at 0: https://arxiv.org/abs/2203.03466
 
     def __post_init__(self):
-        if self.n_embd % self.n_head:
+        if self.n_embd % self.n_head or (self.rotary and self.n_embd // self.n_head % 2):
+            even = "an even number of" if self.rotary else "as many"
             raise UserError(
-                f"n_embd={self.n_embd} is no multiple of n_head={self.n_head}: each head takes an "
-                "equal share of the channels."
-            )
-        if self.rotary and self.n_embd // self.n_head % 2:
-            raise UserError(
-                f"rotary positions turn pairs of channels, but n_embd/n_head="
-                f"{self.n_embd // self.n_head} is odd."
+                f"n_embd={self.n_embd} channels can't be shared by n_head={self.n_head} heads: "
+                f"each takes {even} channels."
             )
 
-    @property
-    def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // 64) * 64
 
-
-# relu(x)**2: So et al. 2021, https://arxiv.org/abs/2109.08668
+# relu2 is relu(x)**2: So et al. 2021, https://arxiv.org/abs/2109.08668
 ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu": F.gelu,
@@ -61,23 +51,25 @@ ACTIVATIONS = {
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, preallocated: (n_layer, B, nh, size, hs) each."""
+    """Keys and values, (B, nh, size, hs) a layer, of which the first `length` tokens are read."""
 
-    def __init__(self, config: GPTConfig, B: int, size: int, device, dtype):
-        shape = (config.n_layer, B, config.n_head, size, config.n_embd // config.n_head)
-        self.k = torch.empty(shape, device=device, dtype=dtype)
-        self.v = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+    def __init__(self, size: int):
+        self.size, self.length = size, 0
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest T tokens of one layer; return those of all tokens, (B, nh, length+T, hs).
+        """Store T more tokens of one layer and return those of all its tokens so far.
 
-        `length` moves on once all layers have stored theirs.
+        The model adds T to `length` once every layer has stored its own.
         """
+        if layer not in self.layers:
+            shape = (*k.shape[:2], self.size, k.size(3))
+            self.layers[layer] = k.new_empty(shape), v.new_empty(shape)
+        keys, values = self.layers[layer]
         end = self.length + k.size(2)
-        self.k[layer, :, :, self.length : end] = k
-        self.v[layer, :, :, self.length : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 def norm_layer(config: GPTConfig) -> nn.Module:
@@ -103,23 +95,19 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, rotation, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nh, T, hs)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        mask = None
+        mask, past = None, cache.length if cache else 0
         if cache is not None:
-            past = cache.length
             k, v = cache.extend(self.layer, k, v)
-            if past and T > 1:  # token i of the new ones sees all of the past and the new up to i
-                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(
-            *(q, k, v),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,
-        )
+        if past and T > 1:  # new token i sees all of the past and the new ones up to itself
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        dropout = self.dropout if self.training else 0.0
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -153,7 +141,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        C, V = config.n_embd, config.padded_vocab_size
+        C, V = config.n_embd, -(-config.vocab_size // 64) * 64  # matrix units like round numbers
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(V, C)})
         if not config.rotary:
             self.transformer["wpe"] = nn.Embedding(config.block_size, C)
@@ -162,12 +150,11 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(C, V, bias=False)
         if not config.untied_head:  # weight tying: https://arxiv.org/abs/1608.05859
             self.lm_head.weight = self.transformer.wte.weight
-        if config.rotary:
+        if config.rotary:  # computed, never saved, and on the CPU even where weights are "meta"
             hs = C // config.n_head
             frequencies = 10000.0 ** -(torch.arange(0, hs, 2, device="cpu") / hs)
-            positions = torch.arange(config.block_size, device="cpu")  # never a "meta" one
-            angles = torch.outer(positions, frequencies)  # (T, hs/2)
-            self.register_buffer("cos", angles.cos(), persistent=False)
+            angles = torch.outer(torch.arange(config.block_size, device="cpu"), frequencies)
+            self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, hs/2)
             self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights()
 
@@ -175,19 +162,48 @@ class GPT(nn.Module):
     def init_weights(self) -> None:
         """GPT-2's: std 0.02, the 2 * n_layer outputs into the residual stream scaled down."""
         for name, p in self.named_parameters():
-            if name.endswith("bias"):
-                p.zero_()
-            elif p.ndim == 1:
-                p.fill_(1.0)
+            if p.ndim == 1:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
             elif self.config.zero_init and name.endswith(("c_proj.weight", "lm_head.weight")):
                 p.zero_()
             else:
-                scaled = name.endswith("c_proj.weight")
-                p.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer) if scaled else 0.02)
+                scale = (2 * self.config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1
+                p.normal_(0.0, 0.02 * scale)
+
+    @classmethod
+    def from_weights(cls, model_args: dict, weights: dict[str, Tensor]) -> "GPT":
+        """The model GPTConfig(**model_args) around these tensors, which are not copied.
+
+        A block_size below that of the weights forgets the later positions.
+        """
+        with torch.device("meta"):  # no weights are drawn that would be thrown away
+            model = cls(GPTConfig(**model_args))
+        if (wpe := "transformer.wpe.weight") in weights:
+            weights = {**weights, wpe: weights[wpe][: model.config.block_size]}
+        model.load_state_dict(weights, assign=True)
+        if not model.config.untied_head:
+            model.lm_head.weight = model.transformer.wte.weight
+        return model
+
+    @classmethod
+    def from_gpt2(cls, model_args: dict, weights: dict[str, Tensor]) -> "GPT":
+        """The same, of transformers' GPT2LMHeadModel, whose matrices stand transposed."""
+        transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+        mine = {}
+        for name, tensor in weights.items():
+            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # old versions' causal masks
+                bare = name.startswith(("transformer.", "lm_head."))
+                name = name if bare else f"transformer.{name}"
+                mine[name] = tensor.t().contiguous() if name.endswith(transposed) else tensor
+        wte = mine["transformer.wte.weight"]
+        wte = F.pad(wte, (0, 0, 0, -len(wte) % 64))
+        mine |= {"transformer.wte.weight": wte, "lm_head.weight": wte}
+        return cls.from_weights(model_args, mine)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """idx (B, T) -> the last block's normalized output (B, T, C), and the cache grows by T."""
+        """idx (B, T) -> the last block's normalized output (B, T, C); the cache grows by T."""
         past, T = cache.length if cache else 0, idx.size(1)
+        assert past + T <= self.config.block_size, "the context is longer than block_size"
         x = self.transformer.wte(idx)
         rotation = None
         if self.config.rotary:
@@ -208,55 +224,35 @@ class GPT(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, reduction="mean") -> Tensor:
-        """idx (B, T) -> logits (B, T, V); with targets (B, T), -1 where not graded -> the loss.
+        """idx (B, T) -> logits (B, T, V). With targets (B, T), -1 where not graded -> the loss.
 
-        The loss is cross-entropy in nats, its mean or "sum" over the graded tokens.
+        The loss is the cross-entropy in nats, its mean or its "sum" over the graded tokens.
         """
-        T = idx.size(1)
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens exceed block_size={self.config.block_size}")
         logits = self.head(self.hidden(idx))
         if targets is None:
             return logits
-        return F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction
-        )
+        logits, targets = logits.flatten(0, 1), targets.flatten()
+        return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
 
     @torch.no_grad()
     def generate(
-        self,
-        idx: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop_tokens: tuple[int, ...] = (),
-        seed: int | None = None,
-        use_cache: bool = True,
+        self, idx: Tensor, max_new_tokens: int, stop_tokens=(), seed=None, use_cache=True, **drawing
     ) -> Iterator[Tensor]:
-        """Continue idx (B, T), T >= 1, yielding the next token of every row (B,) as it comes.
+        """Continue idx (B, T), T >= 1, yielding the next token of every row, (B,), as it comes.
 
-        temperature 0 takes the likeliest token; see `sample` for the rest. A row that drew one of
-        stop_tokens yields -1 from there on, and when all rows have, generation ends. Past
-        block_size the newest half of the context is kept. Without the cache the tokens are the
-        same, only later.
+        stop_tokens: a row that draws one yields -1 from there on; when all rows have, it ends.
+        drawing: the options of `draw`. Past block_size the newest half of the context goes on.
+        Without the cache the tokens are the same, only later.
         """
-        if idx.size(1) < 1:
-            raise ValueError("generate needs a token to start from")
-        block_size, device = self.config.block_size, idx.device
-        generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
+        assert idx.size(1), "a continuation needs a token to start from"
+        generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
+        block_size = self.config.block_size
         context = unread = idx[:, -block_size:]
-        size = min(block_size, context.size(1) + max_new_tokens)
-        dtype = self.cache_dtype()
-        cache = KVCache(self.config, len(idx), size, device, dtype) if use_cache else None
-        done = torch.zeros(len(idx), dtype=torch.bool, device=device)
+        cache = KVCache(min(block_size, context.size(1) + max_new_tokens)) if use_cache else None
+        done = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):
             logits = self.head(self.hidden(unread, cache)[:, -1])
-            logits = penalize(logits, context, repetition_penalty)
-            token = sample(logits, temperature, top_k, top_p, min_p, generator)
+            token = draw(logits, context, generator, **drawing)
             for stop in stop_tokens:
                 done |= token == stop
             if stop_tokens and done.all():
@@ -271,86 +267,50 @@ class GPT(nn.Module):
             if cache is None:
                 unread = context
 
-    def cache_dtype(self) -> torch.dtype:
-        """What the attention's products are in: autocast's format where it is on."""
-        weight = self.lm_head.weight
-        kind = weight.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
     def flops_per_token(self) -> float:
-        """Of one training step: 6 a weight that multiplies, 12 * C * T a layer for attention.
+        """Of training: 6 a weight that multiplies, 12 * C * T a layer for attention over T tokens.
 
-        PaLM, appendix B: https://arxiv.org/abs/2204.02311. T is the full block_size.
+        PaLM, appendix B: https://arxiv.org/abs/2204.02311.
         """
         c = self.config
-        weights = sum(p.numel() for p in self.transformer.h.parameters() if p.ndim == 2)
-        weights += self.lm_head.weight.numel()
+        matrices = [p for p in self.transformer.h.parameters() if p.ndim == 2]
+        weights = sum(p.numel() for p in [*matrices, self.lm_head.weight])
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
 
-    def crop_block_size(self, block_size: int) -> None:
-        """Forget the positions past block_size, to fine-tune on shorter rows."""
-        self.config.block_size = block_size
-        if self.config.rotary:
-            self.cos, self.sin = self.cos[:block_size], self.sin[:block_size]
-        else:
-            positions = self.transformer.wpe
-            positions.weight = nn.Parameter(positions.weight[:block_size].clone())
 
-    @classmethod
-    def from_weights(cls, model_args: dict, weights: dict[str, Tensor]) -> "GPT":
-        """The model of GPTConfig(**model_args) around these tensors, which are not copied."""
-        with torch.device("meta"):  # no weights are drawn that would be thrown away
-            model = cls(GPTConfig(**model_args))
-        model.load_state_dict(weights, assign=True)
-        if not model.config.untied_head:
-            model.lm_head.weight = model.transformer.wte.weight
-        return model
-
-    @classmethod
-    def from_gpt2(cls, model_args: dict, weights: dict[str, Tensor]) -> "GPT":
-        """The same, of transformers' GPT2LMHeadModel, whose matrices stand transposed."""
-        transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-        mine = {}
-        for name, tensor in weights.items():
-            if name.endswith((".attn.bias", ".attn.masked_bias")):
-                continue  # causal masks that old versions kept
-            name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-            mine[name] = tensor.t().contiguous() if name.endswith(transposed) else tensor
-        wte = mine["transformer.wte.weight"]
-        wte = F.pad(wte, (0, 0, 0, -len(wte) % 64))
-        return cls.from_weights(
-            model_args, {**mine, "transformer.wte.weight": wte, "lm_head.weight": wte}
-        )
-
-
-def penalize(logits: Tensor, context: Tensor, penalty: float) -> Tensor:
-    """Make the tokens of the context (B, T) less likely: CTRL, https://arxiv.org/abs/1909.05858"""
-    if penalty == 1.0:
-        return logits
-    seen = logits.gather(1, context)
-    return logits.scatter(1, context, torch.where(seen < 0, seen * penalty, seen / penalty))
-
-
-def sample(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, generator
+def draw(
+    logits: Tensor,
+    context: Tensor,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
 ) -> Tensor:
-    """Draw one token (B,) of logits (B, V), after temperature, in this order:
+    """The next token (B,), drawn from logits (B, V) that follow context (B, T). In this order:
 
-    top_k: among the k likeliest, 0 = all. top_p: among the fewest that hold this share of the
-    probability (https://arxiv.org/abs/1904.09751), 1 = all. min_p: among those at least this
-    fraction as likely as the likeliest (https://arxiv.org/abs/2407.01082), 0 = all.
+    repetition_penalty makes what the context holds less likely (https://arxiv.org/abs/1909.05858);
+    temperature divides the logits, 0 takes the likeliest; top_k keeps the k likeliest, 0 = all;
+    top_p keeps the fewest that hold this share of the probability (https://arxiv.org/abs/1904.09751);
+    min_p keeps those at least this fraction as likely as the likeliest
+    (https://arxiv.org/abs/2407.01082).
     """
+    if repetition_penalty != 1:
+        seen = logits.gather(1, context)
+        seen = torch.where(seen < 0, seen * repetition_penalty, seen / repetition_penalty)
+        logits = logits.scatter(1, context, seen)
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits / temperature
     if 0 < top_k < logits.size(-1):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
     if top_p < 1:
-        values, order = logits.softmax(-1).sort(-1, descending=True)
-        beyond = values.cumsum(-1) - values >= top_p  # the share before this token suffices
+        likely, order = logits.softmax(-1).sort(-1, descending=True)
+        beyond = likely.cumsum(-1) - likely >= top_p  # the tokens before it are enough
         logits = logits.masked_fill(beyond.scatter(1, order, beyond), -math.inf)
     if min_p > 0:
-        probabilities = logits.softmax(-1)
-        floor = min_p * probabilities.amax(-1, keepdim=True)
-        logits = logits.masked_fill(probabilities < floor, -math.inf)
+        likely = logits.softmax(-1)
+        floor = min_p * likely.amax(-1, keepdim=True)
+        logits = logits.masked_fill(likely < floor, -math.inf)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]

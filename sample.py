@@ -34,7 +34,8 @@ stream = True  # print token by token; False computes all samples at once, faste
 dataset = ""  # whose tokenizer to take, for a nanoGPT checkpoint that carries none
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of products; on a CPU float32
-globals().update(configure(globals()))
+settings = configure(globals())
+globals().update(settings)
 
 # ---- the model, its tokenizer, the prompt --------------------------------------------------------
 run = runtime.start(device)
@@ -66,13 +67,8 @@ if len(ids) > model.config.block_size:
         f"the model reads the last {model.config.block_size} tokens of the prompt", file=sys.stderr
     )
 prompt = torch.tensor([ids], device=run.device)
-drawing = dict(
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    min_p=min_p,
-    repetition_penalty=repetition_penalty,
-)
+options = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+drawing = {name: settings[name] for name in options}
 
 
 def until_stop(pieces: Iterable[str]) -> Iterator[str]:

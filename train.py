@@ -16,7 +16,7 @@ import os
 import platform
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import timedelta
 from typing import Literal
 
@@ -79,54 +79,51 @@ run = runtime.start(device, backend)
 say = run.print
 matmul_dtype = runtime.choose_dtype(dtype, run.device)
 autocast = runtime.autocast(run.device, matmul_dtype)
-runtime.set_deterministic(deterministic, run.device)
 torch.manual_seed(seed)
 
-# the batch: the same rows whatever the number of processes, each of which takes an equal share
+# the batch: the same rows whatever the number of processes, which share them equally
 batch_rows = gradient_accumulation_steps * batch_size
 if batch_rows % run.world_size:
     fitting = [b for b in range(1, 2 * batch_size + run.world_size) if not b % run.world_size]
     raise UserError(
         f"gradient_accumulation_steps={gradient_accumulation_steps} times batch_size={batch_size} "
-        f"rows can't be shared equally by {run.world_size} processes: a batch_size of "
-        f"{', '.join(map(str, fitting))} works."
+        f"rows can't be shared by {run.world_size} processes; these batch sizes can: {fitting}"
     )
-micro_rows = max(n for n in range(1, batch_size + 1) if batch_rows // run.world_size % n == 0)
-micro_steps = batch_rows // run.world_size // micro_rows
+rank_rows = batch_rows // run.world_size
+micro_rows = max(n for n in range(1, batch_size + 1) if rank_rows % n == 0)
 
-# where to start from: a checkpoint brings the model's shape; dropout and shorter rows are free
+# where to start: a checkpoint brings the model's shape; dropout and shorter rows are free
 latest, best = (os.path.join(out_dir, name) for name in (checkpoint.LATEST, checkpoint.BEST))
 log_path = os.path.join(out_dir, "log.jsonl")
 if init_from == "auto":
     init_from = "resume" if os.path.exists(latest) else "scratch"
 resuming = init_from == "resume"
-loaded = None if init_from == "scratch" else checkpoint.load(latest if resuming else init_from)
+loaded = None
 model_args = {f.name: config[f.name] for f in fields(GPTConfig) if f.name in config}
-if loaded:
-    for name, value in loaded["model_args"].items():
-        if name != "dropout" and model_args.get(name, value) != value:
-            say(f"{name}={value} comes with the checkpoint, in place of {model_args[name]}")
-    model_args |= {**loaded["model_args"], "dropout": config["dropout"]}
-row_tokens = min(model_args["block_size"], config["block_size"])
+if init_from != "scratch":
+    loaded = checkpoint.load(latest if resuming else checkpoint.find(init_from))
+    rows = min(config["block_size"], loaded["model_args"]["block_size"])
+    saved = {**loaded["model_args"], "dropout": config["dropout"], "block_size": rows}
+    for name in model_args:
+        if saved.get(name, model_args[name]) != model_args[name]:
+            say(f"model    {name}={saved[name]} as in the checkpoint, not {model_args[name]}")
+    model_args |= saved
 
 folder = os.path.join("data", dataset)
 if run.local_rank == 0:
     ensure_prepared(folder, prepare, retry_fallback=not resuming)
-run.barrier()
-data = Dataset(folder, row_tokens, batch_rows, seed, run)
+run.any(False)  # the others wait
+data = Dataset(folder, model_args["block_size"], batch_rows, seed, run)
 tokenizer = data.tokenizer.to_dict()
 if loaded and loaded["tokenizer"] not in (tokenizer, None):
-    raise UserError(f"{folder} was tokenized otherwise than the checkpoint: prepare it again.")
+    raise UserError(f"{folder} has another vocabulary than the checkpoint: choose its --dataset.")
 
-if loaded:
-    model = GPT.from_weights(model_args, loaded["model"])
-else:
-    model = GPT(GPTConfig(data.tokenizer.vocab_size, **model_args))
-if row_tokens < model.config.block_size:
-    model.crop_block_size(row_tokens)
+model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
+model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
 model.to(run.device)
+betas = beta1, beta2
 optimizers = build_optimizers(
-    model, optimizer, learning_rate, muon_lr, (beta1, beta2), weight_decay, matmul_dtype
+    model, optimizer, learning_rate, muon_lr, betas, weight_decay, matmul_dtype
 )
 scaler = torch.amp.GradScaler(run.device.type, enabled=matmul_dtype == torch.float16)
 start_step, best_val_loss = 0, math.inf
@@ -134,61 +131,60 @@ if resuming:
     start_step, best_val_loss = loaded["step"], loaded["best_val_loss"]
     if len(loaded["optimizers"]) != len(optimizers):
         raise UserError(f"{latest} was not trained with --optimizer={optimizer}: use the other.")
-    for o, state in zip(optimizers, loaded["optimizers"], strict=True):
-        o.load_state_dict(state)
+    for o, saved in zip(optimizers, loaded["optimizers"], strict=True):
+        # moments are the checkpoint's, learning rates and the like those of the settings
+        o.load_state_dict({**saved, "param_groups": o.state_dict()["param_groups"]})
     scaler.load_state_dict(loaded["scaler"])
-loaded = None  # the memory is wanted for other things
+loaded = None
 
 step_tokens = batch_rows * data.T
 step_flops = model.flops_per_token() * step_tokens
 peak = runtime.peak_flops(run.device, peak_tflops)
-parameters = sum(p.numel() for p in model.parameters())
-source, shape = data.meta["source"]["name"], model.config
-counts = " + ".join(f"{split.length:,} {name}" for name, split in data.splits.items())
-say(f"device   {runtime.device_name(run.device)}, {matmul_dtype} products")
-say(f"data     {folder}: {counts} tokens of {source}")
+to_do = step_flops * max(0, max_iters - start_step) / run.world_size
+compiled = runtime.compile_pays(run.device, to_do) if compile == "auto" else compile
+facts = {
+    "device": runtime.device_name(run.device),
+    "world_size": run.world_size,
+    "parameters": sum(p.numel() for p in model.parameters()),
+    "source": data.meta["source"],
+    "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    "start_step": start_step,
+}
+shape = model.config
+sizes = " + ".join(f"{split.length:,} {name}" for name, split in data.splits.items())
+dtype_name, way = str(matmul_dtype).removeprefix("torch."), "compiled" if compiled else "eager"
+say(f"device   {run.world_size} x {facts['device']}, products in {dtype_name}, {way}")
+say(f"data     {folder}: {sizes} tokens of {data.meta['source']['name']}")
 say(
-    f"model    {parameters:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
+    f"model    {facts['parameters']:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
     f"{shape.n_embd} wide, context {shape.block_size}, vocabulary {shape.vocab_size}"
 )
 say(
-    f"batch    {step_tokens:,} tokens an update: {run.world_size} processes x {micro_steps} "
-    f"micro-steps x {micro_rows} rows x {data.T} tokens"
+    f"batch    {step_tokens:,} tokens an update = {run.world_size} processes x "
+    f"{rank_rows // micro_rows} micro-batches x {micro_rows} rows x {data.T} tokens"
 )
-say(f"run      {out_dir}: update {start_step} to {max_iters}, {optimizer}, {lr_schedule} schedule")
+say(f"run      {out_dir}: updates {start_step} to {max_iters}, {optimizer}, {lr_schedule}")
 
 x, y = data.batch("train", start_step)
-to_do = step_flops * (max_iters - start_step) / run.world_size
-if runtime.compile_pays(run.device, to_do) if compile == "auto" else compile:
-    say("compile  torch.compile, about a minute ...")
+runtime.set_deterministic(deterministic, run.device, compiled)
+if compiled:
+    say("compile  a minute or so ...")
     say(f"compile  {runtime.compile_model(model, x[:micro_rows], y[:micro_rows], autocast)}")
 net = DDP(model, gradient_as_bucket_view=True) if run.world_size > 1 else model
 
 writes = run.rank == 0 and not eval_only
 if writes:
-    aside = checkpoint.set_aside(out_dir) if not resuming else log.rewind(log_path, start_step)
-    if aside:
-        say(f"run      the run that stood in {out_dir} is now {aside}")
-    log.append(
-        log_path,
-        {
-            "config": config,
-            "model_args": asdict(model.config),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "device": runtime.device_name(run.device),
-            "world_size": run.world_size,
-            "parameters": parameters,
-            "source": data.meta["source"],
-            "start_step": start_step,
-        },
-    )
+    if resuming:
+        log.rewind(log_path, start_step)
+    elif aside := checkpoint.set_aside(out_dir):
+        say(f"run      the earlier run in {out_dir} is kept as {aside}")
+    log.append(log_path, {"config": config, "model_args": model_args, **facts})
 if wandb_log and writes:
     try:
         import wandb
     except ImportError:
         raise UserError(
-            "wandb_log=True needs the package wandb (pip install wandb); without it "
-            f"{log_path} holds the same figures."
+            f"wandb_log=True needs `pip install wandb`; without it {log_path} says the same."
         ) from None
     wandb.init(project=wandb_project, name=wandb_run_name, config=config)
 
@@ -197,58 +193,52 @@ if wandb_log and writes:
 def write(record: dict) -> None:
     if writes:
         log.append(log_path, record)
-        if wandb_log:
-            wandb.log(record, step=record["step"])
+    if writes and wandb_log:
+        wandb.log(record, step=record["step"])
 
 
 @torch.no_grad()
-def evaluate(split: str) -> tuple[float, float] | None:
-    """Mean loss of a split, and the share of its rows whose every graded token is the argmax.
-
-    None when a signal came meanwhile: whoever sent it won't wait for long.
-    """
-    losses, tokens, right, examples = [], [], [], []
+def evaluate(split: str) -> tuple[float, float | None] | None:
+    """Mean loss of a split; of a masked one also the share of rows whose graded tokens are all
+    the argmax. None when a signal came meanwhile: whoever sent it won't wait for long."""
+    sums = []
     model.eval()
     for xs, ys in data.evaluation(split, eval_iters * batch_size, micro_rows):
-        graded = ys >= 0
+        graded, right = ys >= 0, torch.zeros(())
         with autocast:
-            losses.append(model(xs, ys, "sum"))
+            loss = model(xs, ys, "sum")
             if data.masked:
-                right.append(
-                    (((model(xs).argmax(-1) == ys) | ~graded).all(1) & graded.any(1)).sum()
-                )
-        tokens.append(graded.sum())
-        examples.append(graded.any(1).sum())
+                hits = (model(xs).argmax(-1) == ys) | ~graded
+                right = (hits.all(1) & graded.any(1)).sum()
+        sums.append([loss, graded.sum(), right, graded.any(1).sum()])
         if run.any(bool(caught)):
             return None
     model.train()
-    sums = [torch.stack(values).sum() for values in (losses, tokens, right or tokens, examples)]
-    loss, n_tokens, n_right, n_examples = run.sum(*sums)
-    return loss / n_tokens, n_right / n_examples
+    columns = zip(*sums, strict=True)
+    loss, tokens, right, rows = run.sum(*(torch.stack(column).sum() for column in columns))
+    return loss / tokens, right / rows if data.masked else None
 
 
-def save(step: int) -> None:
-    """The state after `step` updates: all that resuming needs, and all that sampling needs."""
-    if run.rank == 0:
-        os.makedirs(out_dir, exist_ok=True)
-        state = {
-            "model": model.state_dict(),
-            "model_args": asdict(model.config),
-            "tokenizer": tokenizer,
-            "optimizers": [o.state_dict() for o in optimizers],
-            "scaler": scaler.state_dict(),
-            "step": step,
-            "best_val_loss": best_val_loss,
-            "config": config,
-        }
-        checkpoint.save(state, latest)
+def save(path: str, step: int) -> None:
+    """What resuming needs and what sampling needs, after `step` updates."""
+    state = {
+        "model": model.state_dict(),
+        "model_args": model_args,
+        "tokenizer": tokenizer,
+        "optimizers": [o.state_dict() for o in optimizers],
+        "scaler": scaler.state_dict(),
+        "step": step,
+        "best_val_loss": best_val_loss,
+        "config": config,
+    }
+    checkpoint.save(state, path)
 
 
 def demand_finite(what: str, *values: float) -> None:
     if not all(map(math.isfinite, values)):
         raise UserError(
-            f"{what} is {values}: training has diverged; lower --learning_rate and --muon_lr, or "
-            f"lengthen --warmup_iters. {latest} still holds the last good checkpoint, if any."
+            f"{what} is {values}: training has diverged; lower --learning_rate or --muon_lr, or "
+            f"raise --warmup_iters. The last good checkpoint, if any, stays in {out_dir}."
         )
 
 
@@ -258,23 +248,22 @@ lr_floor = min_lr / learning_rate
 clock, clocked = time.perf_counter(), start_step
 for step in range(start_step, max_iters + 1):
     if step % eval_interval == 0 or step == max_iters or eval_only:
-        evaluated = time.perf_counter()
-        results = evaluate("train"), evaluate("val")
-        if None not in results:
-            (train_loss, _), (val_loss, val_accuracy) = results
+        paused = time.perf_counter()
+        train, val = evaluate("train"), evaluate("val")
+        if train and val:
+            (train_loss, _), (val_loss, val_accuracy) = train, val
             demand_finite(f"the validation loss after {step} updates", val_loss)
-            accuracy = {"val_accuracy": val_accuracy} if data.masked else {}
-            shown = f", val accuracy {val_accuracy:.2%}" if data.masked else ""
-            say(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}{shown}")
-            write({"step": step, "train_loss": train_loss, "val_loss": val_loss, **accuracy})
-            is_best = val_loss < best_val_loss
-            best_val_loss = min(val_loss, best_val_loss)
-            wanted = step > start_step and (is_best or always_save_checkpoint)
-            if writes and (wanted or step == max_iters):
-                save(step)
-                if is_best:
-                    checkpoint.link(latest, best)
-        clock += time.perf_counter() - evaluated
+            figures = {"train_loss": train_loss, "val_loss": val_loss}
+            figures |= {"val_accuracy": val_accuracy} if data.masked else {}
+            say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+            write({"step": step, **figures})
+            is_best, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
+            due = step > start_step and (is_best or always_save_checkpoint)
+            if writes and (due or step == max_iters):
+                save(latest, step)
+            if writes and due and is_best:
+                save(best, step)
+        clock += time.perf_counter() - paused
     if step == max_iters or eval_only or run.any(bool(caught)):
         break
 
@@ -284,12 +273,12 @@ for step in range(start_step, max_iters + 1):
     torch.manual_seed(runtime.seed_at(seed, step, run.rank))  # of dropout
     graded = run.sum((y >= 0).sum())[0] if data.masked else batch_rows * data.T
     loss = torch.zeros((), device=run.device)
-    for first in range(0, len(x), micro_rows):
-        rows = slice(first, first + micro_rows)
-        last = first + micro_rows == len(x)
+    for first in range(0, rank_rows, micro_rows):
+        micro = slice(first, first + micro_rows)
+        last = micro.stop == rank_rows
         with nullcontext() if last or net is model else net.no_sync():  # gradients meet once
             with autocast:
-                share = net(x[rows], y[rows], "sum") / graded
+                share = net(x[micro], y[micro], "sum") / graded
             scaler.scale(share * run.world_size).backward()  # DDP takes the mean over processes
         loss += share.detach()
     x, y = data.batch("train", step + 1)  # copied to a GPU while it computes
@@ -303,30 +292,31 @@ for step in range(start_step, max_iters + 1):
 
     done = step + 1
     if done % log_interval == 0 or done in (1, max_iters):
-        total_loss, norm = run.sum(loss)[0], grad_norm.item()
-        demand_finite(f"the loss of update {done}", total_loss)
+        batch_loss = run.sum(loss)[0]
+        demand_finite(f"the loss of update {done}", batch_loss)
         now = time.perf_counter()
         seconds, clock, clocked = (now - clock) / (done - clocked), now, done
-        speed = step_tokens / seconds
+        speed, lr = step_tokens / seconds, learning_rate * factor
         mfu = step_flops / seconds / (peak * run.world_size) if peak else None
-        lr = learning_rate * factor
         left = timedelta(seconds=round(seconds * (max_iters - done)))
         say(
-            f"step {done}/{max_iters}  loss {total_loss:.4f}  lr {lr:.2e}  {seconds * 1e3:.1f} ms"
-            f"  {speed:,.0f} tokens/s  mfu {f'{mfu:.1%}' if peak else '?'}  {left} left"
+            f"step {done}/{max_iters}  loss {batch_loss:.4f}  lr {lr:.2e}  {seconds * 1e3:.1f} ms  "
+            f"{speed:,.0f} tokens/s  mfu {f'{mfu:.1%}' if mfu else 'unknown'}  {left} left"
         )
-        record = {"step": done, "loss": total_loss, "lr": lr, "grad_norm": norm}
+        record = {"step": done, "loss": batch_loss, "lr": lr, "grad_norm": grad_norm.item()}
         speeds = {"ms": seconds * 1e3, "tokens_per_s": speed, "mfu": mfu}
         write({**record, **speeds, "tokens": done * step_tokens})
 
 if start_step > max_iters:
-    say(f"nothing to do: {start_step} updates are done, --max_iters={max_iters} asks for fewer")
-elif run.any(bool(caught)) and step > start_step:
-    demand_finite(f"the last loss and gradient before update {step}", loss.item(), grad_norm.item())
-    save(step)
+    say(f"nothing to do: {start_step} updates are done, more than --max_iters={max_iters}")
+elif run.any(bool(caught)):
+    if writes and step > start_step:
+        demand_finite("the last loss or gradient", loss.item(), grad_norm.item())
+        save(latest, step)
     say(f"stopped after {step} updates; the same command with --init_from=resume goes on")
-elif not eval_only:
-    say(f"done: {latest}; python sample.py --out_dir={out_dir} shows what it has learned")
-run.close()
+elif writes:
+    say(f"done; python sample.py --out_dir={out_dir} shows what it has learned")
+if run.world_size > 1:
+    torch.distributed.destroy_process_group()
 if caught:
     raise SystemExit(128 + caught[0])

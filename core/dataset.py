@@ -16,7 +16,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from glob import glob
 
 import numpy as np
@@ -27,90 +27,83 @@ from core.runtime import Runtime, seed_at
 from core.tokenizer import GPT2Tokenizer, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 RESIDENT_TOKENS = 2**26  # up to here a split lives on the device, as int32: 256 MiB
+AGAIN = "run its prepare script again."
 
 
 class Writer:
     """Writes a dataset in a stream; what stood in the folder stays until the new one is whole.
 
-    row_length: None for one stream of text; N where each N tokens are an example of their own.
+    row_length: None for a stream of text; N where each N tokens are an example of their own.
     source: where the text came from, kept in meta.json and shown by train.py.
     """
 
     def __init__(self, folder: str, tokenizer: Tokenizer, source: dict, row_length=None):
-        self.folder = folder
-        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        self.folder, self.files, self.counts = folder, {}, dict.fromkeys(SPLITS, 0)
         self.meta = {
             "tokenizer": tokenizer.to_dict(),
-            "dtype": "uint16" if self.dtype.itemsize == 2 else "uint32",
+            "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
             "row_length": row_length,
             "source": source,
         }
-        self.counts = dict.fromkeys(SPLITS, 0)
-        self.files: dict = {}
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
         return self
 
-    def append(self, split: str, ids: Sequence[int] | np.ndarray, mask=None) -> None:
-        """Add tokens, and a mask of as many zeros and ones if the dataset has one."""
-        self.file(f"{split}.bin").write(np.asarray(ids).astype(self.dtype).tobytes())
+    def append(self, split: str, ids, mask=None) -> None:
+        """Add token ids, and as many zeros and ones if the dataset is masked."""
+        self.write(f"{split}.bin", np.asarray(ids).astype(DTYPES[self.meta["dtype"]]))
         if mask is not None:
             assert len(mask) == len(ids), "one mask byte a token"
-            self.file(f"{split}.mask.bin").write(np.asarray(mask, np.uint8).tobytes())
+            self.write(f"{split}.mask.bin", np.asarray(mask, np.uint8))
         self.counts[split] += len(ids)
 
-    def file(self, name: str):
+    def write(self, name: str, array: np.ndarray) -> None:
         if name not in self.files:
             self.files[name] = open(self.temporary(name), "wb")
-        return self.files[name]
+        self.files[name].write(array.tobytes())
 
     def temporary(self, name: str) -> str:
         return os.path.join(self.folder, f".{name}.{os.getpid()}.tmp")
 
     def __exit__(self, kind, error, traceback) -> None:
+        """Rename everything into place, or leave nothing. meta.json goes first: its counts betray
+        a swap cut short, and a folder without it would pass for nanoGPT's."""
         try:
-            for file in self.files.values():
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
             if kind is None:
-                self.publish()
+                counts = {f"{split}_tokens": count for split, count in self.counts.items()}
+                meta = json.dumps({**self.meta, **counts}, ensure_ascii=False, indent=1)
+                self.write("meta.json", np.frombuffer(meta.encode(), np.uint8))
+            for file in self.files.values():
+                with file:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if kind is None:
+                masks = [f"{split}.mask.bin" for split in SPLITS]
+                for name in sorted(self.files, key=lambda name: name != "meta.json"):
+                    os.replace(self.temporary(name), os.path.join(self.folder, name))
+                for stale in {*masks} - {*self.files} & {*os.listdir(self.folder)}:
+                    os.remove(os.path.join(self.folder, stale))
         finally:
-            for name in [*self.files, "meta.json"]:
+            for name in self.files:
                 if os.path.exists(self.temporary(name)):
                     os.remove(self.temporary(name))
-
-    def publish(self) -> None:
-        """Rename everything into place. meta.json goes first: its counts betray a half-made swap,
-        and the folder never looks like nanoGPT's, which has no meta.json."""
-        meta = {**self.meta, **{f"{split}_tokens": n for split, n in self.counts.items()}}
-        with open(self.temporary("meta.json"), "w", encoding="utf-8") as file:
-            json.dump(meta, file, ensure_ascii=False, indent=1)
-        for name in ["meta.json", *self.files]:
-            os.replace(self.temporary(name), os.path.join(self.folder, name))
-        for split in SPLITS:  # masks of an earlier dataset grade nothing here
-            stale = os.path.join(self.folder, f"{split}.mask.bin")
-            if f"{split}.mask.bin" not in self.files and os.path.exists(stale):
-                os.remove(stale)
 
 
 def read_meta(folder: str) -> dict:
     """meta.json; for a folder of .bin files without one, what nanoGPT's files are."""
     path = os.path.join(folder, "meta.json")
     if not os.path.exists(path):
-        return {
-            "tokenizer": GPT2Tokenizer().to_dict(),
-            "dtype": "uint16",
-            "row_length": None,
-            "source": {"name": "GPT-2 tokens without a meta.json"},
-        }
+        source = {"name": "GPT-2 tokens, since there is no meta.json"}
+        kind = GPT2Tokenizer.kind
+        return dict(tokenizer={"kind": kind}, dtype="uint16", row_length=None, source=source)
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run its prepare script again.") from None
+        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from None
 
 
 def ensure_prepared(folder: str, command: str, retry_fallback: bool) -> None:
@@ -119,120 +112,106 @@ def ensure_prepared(folder: str, command: str, retry_fallback: bool) -> None:
     command: a prepare script of this repository and its options; "" if there is none.
     """
     wanted = os.path.join(folder, "train.bin")
-    there = os.path.exists(wanted)
-    if there and not (retry_fallback and read_meta(folder)["source"].get("fallback")):
-        return
+    if os.path.exists(wanted):
+        if not (retry_fallback and command and read_meta(folder)["source"].get("fallback")):
+            return
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if command:
         script, *options = shlex.split(command)
         subprocess.run([sys.executable, os.path.join(root, script), *options])
-        if os.path.exists(wanted):
-            return
-        raise UserError(f"there is no {wanted}, and `python {command}` did not make it.")
-    scripts = ", ".join(sorted(os.path.basename(p) for p in glob(f"{root}/prepare_*.py")))
-    raise UserError(
-        f"there is no {wanted}: put train.bin and val.bin there, as nanoGPT's "
-        f"data/{os.path.basename(folder)}/prepare.py writes them, or run one of {scripts} and "
-        "train on what it makes with --dataset=NAME."
-    )
+        if not os.path.exists(wanted):
+            raise UserError(f"there is no {wanted}, and `python {command}` did not make it.")
+    elif not os.path.exists(wanted):
+        scripts = ", ".join(sorted(map(os.path.basename, glob(f"{root}/prepare_*.py"))))
+        raise UserError(
+            f"there is no {wanted}: put the train.bin and val.bin there that nanoGPT's "
+            f"data/{os.path.basename(folder)}/prepare.py writes, or run one of {scripts} and add "
+            "--dataset= with the name of the folder it makes."
+        )
 
 
 class Split:
     """One split of a dataset: its files, checked, and its tokens on the device if they are few."""
 
     def __init__(self, folder: str, name: str, meta: dict, vocab_size: int, device: torch.device):
-        self.path = os.path.join(folder, f"{name}.bin")
-        self.mask_path = os.path.join(folder, f"{name}.mask.bin")
-        self.masked = os.path.exists(self.mask_path)
-        self.dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[meta["dtype"]])
+        self.path, self.mask_path = (f"{folder}/{name}{suffix}" for suffix in (".bin", ".mask.bin"))
+        self.masked, self.dtype = os.path.exists(self.mask_path), DTYPES[meta["dtype"]]
         self.vocab_size, self.device = vocab_size, device
-        self.check_files(meta.get(f"{name}_tokens"))
+        if not os.path.exists(self.path):
+            raise UserError(f"{self.path} is not there: {AGAIN}")
+        size = os.path.getsize(self.path)
+        self.length = size // self.dtype.itemsize
+        if size % self.dtype.itemsize:
+            raise UserError(f"{self.path} has {size} bytes, no multiple of {self.dtype}: {AGAIN}")
+        if meta.get(f"{name}_tokens", self.length) != self.length:
+            expected = meta[f"{name}_tokens"]
+            raise UserError(f"{self.path} has {self.length} tokens, not {expected}: {AGAIN}")
+        if self.masked and os.path.getsize(self.mask_path) != self.length:
+            raise UserError(f"{self.mask_path} has not one byte a token: {AGAIN}")
         self.tokens = self.mask = None
         if self.length <= RESIDENT_TOKENS:
             ids = np.fromfile(self.path, self.dtype).astype(np.int32)
-            self.check_ids(ids)
+            self.check(ids)
             self.tokens = torch.from_numpy(ids).to(device)
             if self.masked:
                 self.mask = torch.from_numpy(np.fromfile(self.mask_path, np.uint8)).to(device)
 
-    def check_files(self, expected: int | None) -> None:
-        again = "run the prepare script of this dataset again."
-        if not os.path.exists(self.path):
-            raise UserError(f"{self.path} is not there: {again}")
-        size = os.path.getsize(self.path)
-        self.length = size // self.dtype.itemsize
-        if size % self.dtype.itemsize:
-            raise UserError(f"{self.path} has {size} bytes, no multiple of {self.dtype}: {again}")
-        if expected is not None and self.length != expected:
-            raise UserError(
-                f"{self.path} has {self.length} tokens, its meta.json says {expected}: {again}"
-            )
-        if self.masked and os.path.getsize(self.mask_path) != self.length:
-            raise UserError(f"{self.mask_path} must have a byte for each token: {again}")
-
-    def check_ids(self, ids: np.ndarray) -> None:
+    def check(self, ids: np.ndarray) -> None:
         if ids.size and (largest := int(ids.max())) >= self.vocab_size:
             raise UserError(
-                f"{self.path} holds the id {largest}, outside its vocabulary of "
-                f"{self.vocab_size}: its meta.json belongs to other data; prepare it again."
+                f"{self.path} holds the id {largest}, but its vocabulary has {self.vocab_size}: "
+                f"its meta.json belongs to other data; {AGAIN}"
             )
 
-    def rows(self, starts: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and y, (len(starts), length) int64, y being x one token on and -1 where not graded."""
+    def rows(self, starts: np.ndarray, T: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and y, (len(starts), T) int64, y being x one token on, and -1 where not graded."""
+        mask = None
         if self.tokens is not None:
-            where = self.send(torch.from_numpy(starts))[:, None]
-            where = where + torch.arange(length + 1, device=self.device)
+            where = self.send(starts)[:, None] + torch.arange(T + 1, device=self.device)
             rows = self.tokens[where].long()
-            mask = self.mask[where[:, 1:]] if self.mask is not None else None
-        else:
-            rows, mask = self.read(starts[:, None] + np.arange(length + 1))
-        x, y = rows[:, :-1].contiguous(), rows[:, 1:]
-        return x, y.masked_fill(mask == 0, -1) if mask is not None else y.contiguous()
+            mask = self.mask[where[:, 1:]] if self.masked else None
+        else:  # maps opened for each batch let go of the pages read: memory does not grow
+            where = starts[:, None] + np.arange(T + 1)
+            ids = np.memmap(self.path, self.dtype, mode="r")[where]
+            self.check(ids)
+            rows = self.send(ids.astype(np.int64))
+            if self.masked:
+                mask = self.send(np.memmap(self.mask_path, np.uint8, mode="r")[where[:, 1:]])
+        x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return x, y if mask is None else y.masked_fill_(mask == 0, -1)
 
-    def read(self, where: np.ndarray):
-        # A map opened for each batch lets go of the pages read: resident memory does not grow.
-        ids = np.memmap(self.path, self.dtype, mode="r")[where]
-        self.check_ids(ids)
-        rows = self.send(torch.from_numpy(ids.astype(np.int64)))
-        if not self.masked:
-            return rows, None
-        mask = np.memmap(self.mask_path, np.uint8, mode="r")[where[:, 1:]]
-        return rows, self.send(torch.from_numpy(mask))
-
-    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+    def send(self, array: np.ndarray) -> torch.Tensor:
         """To the device; from pinned memory a GPU copies while it computes."""
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        tensor = torch.from_numpy(array)
+        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return tensor.to(self.device, non_blocking=True)
 
 
 class Dataset:
     """Rows of a dataset folder, as a function of (seed, step, row) alone.
 
-    block_size: tokens a row of a stream; a dataset of rows brings its own.
+    block_size: tokens a row of a stream; a dataset of rows brings its own length, at most that.
     batch_rows: rows of one global batch, of which this rank takes an equal slice.
     Raises UserError for whatever is wrong with the files.
     """
 
     def __init__(self, folder: str, block_size: int, batch_rows: int, seed: int, runtime: Runtime):
-        self.meta = read_meta(folder)
-        self.tokenizer = from_dict(self.meta["tokenizer"])
-        self.seed, self.batch_rows, self.runtime = seed, batch_rows, runtime
-        self.row_length = self.meta["row_length"]
+        self.meta = meta = read_meta(folder)
+        self.tokenizer, self.row_length = from_dict(meta["tokenizer"]), meta["row_length"]
+        self.batch_rows, self.seed, self.runtime = batch_rows, seed, runtime
         self.T = self.row_length - 1 if self.row_length else block_size
+        self.stride = self.row_length or self.T
         if self.T > block_size:
             raise UserError(f"the rows of {folder} need --block_size={self.T}, not {block_size}.")
-        self.splits = {
-            name: Split(folder, name, self.meta, self.tokenizer.vocab_size, runtime.device)
-            for name in SPLITS
-        }
+        vocab_size = self.tokenizer.vocab_size
+        self.splits = {n: Split(folder, n, meta, vocab_size, runtime.device) for n in SPLITS}
+        self.masked = any(split.masked for split in self.splits.values())
         for split in self.splits.values():
-            if split.length < self.T + 1:
+            if split.length <= self.T:
                 raise UserError(
                     f"{split.path} has {split.length} tokens, fewer than the {self.T + 1} of one "
                     "row: lower --block_size or prepare a longer text."
                 )
-        self.masked = any(split.masked for split in self.splits.values())
 
     def batch(self, split: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's rows of the global batch of update `step` (from 0): x, y (rows, T) int64."""
@@ -242,21 +221,19 @@ class Dataset:
         return self.splits[split].rows(starts, self.T)
 
     def shuffled_starts(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Where the given rows of the endless shuffled training order start in the split."""
-        length = self.splits[split].length
+        """Where those rows of the endless shuffled order start: epochs without replacement."""
+        length, T = self.splits[split].length, self.T
         if self.row_length:
             count, phases = length // self.row_length, 1
-            stride = self.row_length
-        else:
-            # one row fewer than fit, so that each epoch can cut the text at another phase
-            count, stride = max(1, (length - self.T) // self.T), self.T
-            phases = min(self.T, length - count * self.T)
+        else:  # a row fewer than fit, so that each epoch can cut the text at another phase
+            count = max(1, (length - T) // T)
+            phases = min(T, length - count * T)
         starts = np.empty_like(rows)
         for epoch in np.unique(rows // count):
-            here = rows // count == epoch
-            phase = seed_at(self.seed, int(epoch)) % phases
-            order = epoch_order(seed_at(self.seed, int(epoch)), count)
-            starts[here] = phase + order[rows[here] % count] * stride
+            seed, here = seed_at(self.seed, int(epoch)), rows // count == epoch
+            starts[here] = (
+                seed % phases + epoch_order(seed, count)[rows[here] % count] * self.stride
+            )
         return starts
 
     def evaluation(
@@ -267,18 +244,17 @@ class Dataset:
         The whole split where it fits in so many rows, else rows evenly spaced over it. Each token
         is a target once: where rows overlap or only fill up the last batch, y is -1.
         """
-        data, ranks = self.splits[split], self.runtime.world_size
-        stride = self.row_length or self.T
-        # the last row of a stream is cut short, unless the text ends with it
-        count = data.length // stride if self.row_length else -(-(data.length - 1) // stride)
+        data = self.splits[split]
+        # a row's last token is only a target, unless rows are examples of their own
+        count = data.length // self.stride if self.row_length else -(-(data.length - 1) // self.T)
         rows = min(rows, count)
-        firsts = np.arange(rows) * count // rows * stride
-        share = -(-rows // ranks)
+        share = -(-rows // self.runtime.world_size)
+        firsts = np.arange(rows) * count // rows * self.stride
         firsts = firsts[self.runtime.rank * share :][:share]
         for k in range(0, share, batch_size):
             wanted = firsts[k : k + batch_size]
-            # all rows are full, so that a compiler sees one shape: the last starts early enough,
-            # and the places left over in the last batch hold the first row, ungraded
+            # every batch has one shape, for compilers: the last row of a stream starts earlier
+            # instead of being short, and the places left in the last batch are not graded
             starts = np.zeros(batch_size, np.int64)
             starts[: len(wanted)] = np.minimum(wanted, data.length - 1 - self.T)
             x, y = data.rows(starts, self.T)
@@ -290,5 +266,5 @@ class Dataset:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, count: int) -> np.ndarray:
-    """A permutation of the rows of an epoch, kept while batches are drawn from it."""
+    """A permutation of an epoch's rows, kept while batches are drawn from it."""
     return np.random.default_rng(seed).permutation(count)

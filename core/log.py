@@ -1,6 +1,6 @@
 """log.jsonl, written and read: one JSON object a line, in the order in which things happened.
 
-{"config": {...}, "versions": {...}, "device": "cpu", "parameters": 803456, "start_step": 0}
+{"config": {...}, "versions": {...}, "device": "...", "parameters": 803456, "start_step": 0}
 {"step": 0, "train_loss": 4.17, "val_loss": 4.18}                      after 0 updates
 {"step": 1, "loss": 4.17, "lr": 0.001, "grad_norm": 1.9, "ms": 52.1, ...}    of update 1
 """
@@ -9,30 +9,25 @@ import json
 import os
 
 
-def read(path: str) -> list[dict]:
-    """Every whole line; the last one may have been cut off by a crash."""
-    records = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    records.append(json.loads(line))
-    return records
-
-
 def append(path: str, record: dict) -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
+def read(path: str) -> list[dict]:
+    """Every whole line; a crash may have cut off the last one."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
 def rewind(path: str, step: int) -> None:
-    """Drop what a resumed run will do again: updates after `step`, evaluations from `step` on."""
-    kept = [
-        record
-        for record in read(path)
-        if record.get("step", -1) < step or (record["step"] == step and "loss" in record)
-    ]
+    """Drop what a resumed run does again: updates after `step`, evaluations from `step` on."""
     with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
+        for record in read(path):
+            at = record.get("step", -1)
+            if at < step or (at == step and "loss" in record):
+                file.write(json.dumps(record) + "\n")
     os.replace(path + ".tmp", path)

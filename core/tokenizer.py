@@ -14,29 +14,21 @@ UNKNOWN = "\ufffd"  # what an id that stands for nothing decodes to (padding of 
 
 
 class Tokenizer:
-    """What all three share. `vocab_size` ids; `special` maps names such as "<sep>" to their ids."""
+    """What all share: encode to `vocab_size` ids, decode any ids, and never fail at that."""
 
     kind: str
     vocab_size: int
-    special: dict[str, int]
+    special: dict[str, int]  # ids that stand for no text, by name: "<sep>"
     start_token: int  # what an empty prompt begins with
 
     def to_dict(self) -> dict:
         return {"kind": self.kind}
 
-    def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """UTF-8, which may end within a character: BPE and byte tokens can split one."""
-        raise NotImplementedError
-
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of any ids; never fails."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def stream(self):
-        """A function id -> the text that is complete with it, for printing token by token."""
+        """A function id -> the text that is complete with it: BPE and bytes split characters."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda token: decoder.decode(self.decode_bytes([token]))
 
@@ -69,8 +61,7 @@ class CharTokenizer(Tokenizer):
             unknown = ", ".join(map(repr, sorted(set(text) - set(self.chars))))
             known = "".join(char for char in self.chars[:200] if char.isprintable())
             raise UserError(
-                f"the text holds characters that this model has never seen: {unknown}; "
-                f"it knows {len(self.chars)}: {known}"
+                f"characters outside the vocabulary: {unknown}; known: {known}"
             ) from None
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -84,10 +75,8 @@ class ByteTokenizer(Tokenizer):
 
     kind = "byte"
     vocab_size = 256
+    special = {}  # noqa: RUF012 (a constant)
     start_token = 10  # a line break
-
-    def __init__(self):
-        self.special = {}
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
@@ -101,26 +90,22 @@ class GPT2Tokenizer(Tokenizer):
 
     kind = "gpt2"
     vocab_size = 50257
-    start_token = 50256  # <|endoftext|> stands between GPT-2's documents
-
-    def __init__(self):
-        self.special = {"<|endoftext|>": 50256}
+    special = {"<|endoftext|>": 50256}  # noqa: RUF012 (a constant)
+    start_token = 50256  # it stands between GPT-2's documents
 
     @functools.cached_property
     def bpe(self):
         """tiktoken's encoder, loaded at first use: training never needs it."""
         try:
             import tiktoken
-        except ImportError:
-            raise UserError("GPT-2's tokenizer needs tiktoken: pip install tiktoken") from None
-        try:
+
             return tiktoken.get_encoding("gpt2")
-        except Exception as error:  # tiktoken lets whatever its HTTP client raises through
+        except Exception as error:  # it lets through whatever its HTTP client raises
             raise UserError(
-                f"tiktoken could not download GPT-2's vocabulary ({type(error).__name__}). On a "
-                'machine with a network run `python -c "import tiktoken; '
-                "tiktoken.get_encoding('gpt2')\"` with TIKTOKEN_CACHE_DIR=some/folder, copy that "
-                "folder here and set TIKTOKEN_CACHE_DIR to it."
+                f"tiktoken can't load GPT-2's vocabulary ({type(error).__name__}): without a "
+                "network, set TIKTOKEN_CACHE_DIR to a folder that holds what it downloads. To fill "
+                "one where there is a network: TIKTOKEN_CACHE_DIR=FOLDER python -c "
+                "\"import tiktoken; tiktoken.get_encoding('gpt2')\""
             ) from error
 
     def encode(self, text: str) -> list[int]:
@@ -128,18 +113,15 @@ class GPT2Tokenizer(Tokenizer):
         return self.bpe.encode(text, allowed_special=set(self.special))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        known = (i if 0 <= i < self.vocab_size else None for i in ids)
-        pieces = (
-            UNKNOWN.encode() if i is None else self.bpe.decode_single_token_bytes(i) for i in known
-        )
-        return b"".join(pieces)
+        known, piece = range(self.vocab_size), self.bpe.decode_single_token_bytes
+        return b"".join(piece(i) if i in known else UNKNOWN.encode() for i in ids)
 
 
 def from_dict(saved: dict) -> Tokenizer:
     """The tokenizer that to_dict() described."""
-    if saved.get("kind") == "char":
-        return CharTokenizer(saved["chars"], saved.get("special", ()))
-    for cls in (ByteTokenizer, GPT2Tokenizer):
-        if saved.get("kind") == cls.kind:
-            return cls()
-    raise UserError(f"unknown tokenizer {saved.get('kind')!r}; known are char, byte and gpt2.")
+    kind = saved.get("kind")
+    if kind == "char":
+        return CharTokenizer(saved["chars"], saved["special"])
+    if kind not in ("byte", "gpt2"):
+        raise UserError(f"unknown tokenizer {kind!r}: char, byte and gpt2 are known.")
+    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()

@@ -1,0 +1,144 @@
+"""Checkpoints: whole at any moment, safe to load, readable from nanoGPT."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from core import UserError, checkpoint
+from model import GPT, GPTConfig
+
+ARGS = dict(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
+
+
+def save_forever(path, started):
+    for step in itertools.count():
+        weights = {"w": torch.full((400_000,), float(step))}
+        state = {"model": weights, "model_args": {}, "tokenizer": None, "step": step}
+        checkpoint.save(state, path)
+        started.set()
+
+
+def test_kill_9_while_saving_leaves_a_readable_checkpoint(tmp_path):
+    path, chance, steps = str(tmp_path / "ckpt.pt"), random.Random(0), []
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["torch"])  # imported once, not twenty times
+    for _ in range(20):
+        started = processes.Event()
+        saver = processes.Process(target=save_forever, args=(path, started))
+        saver.start()
+        assert started.wait(60)
+        time.sleep(chance.uniform(0, 0.05))
+        saver.kill()
+        saver.join()
+        assert saver.exitcode == -signal.SIGKILL
+        state = checkpoint.load(path)
+        assert state["model"]["w"].eq(state["step"]).all()
+        steps.append(state["step"])
+    assert max(steps) > 0, "no saver got as far as overwriting a checkpoint"
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = str(tmp_path / "ckpt.pt")
+    checkpoint.save({"model": {}, "model_args": {}, "tokenizer": None, "step": 1}, path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save({"step": 2}, path)
+    monkeypatch.undo()
+    assert checkpoint.load(path)["step"] == 1 and os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("evil",))
+
+
+def test_damaged_and_foreign_files_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(
+        {"model": {"w": torch.zeros(1000)}, "model_args": {}, "tokenizer": None}, "a.pt"
+    )
+    whole = open("a.pt", "rb").read()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        open("b.pt", "wb").write(whole[:size])
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.load("b.pt")
+    torch.save([1, 2], "c.pt")
+    with pytest.raises(UserError, match="no checkpoint of"):
+        checkpoint.load("c.pt")
+    torch.save({"model": Evil(), "model_args": {}}, "d.pt")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        checkpoint.load("d.pt")
+    assert not os.path.exists("evil")  # nothing in a checkpoint is run
+    with pytest.raises(UserError, match=r"no checkpoint nowhere\.pt"):
+        checkpoint.load("nowhere.pt")
+
+
+def nanogpt_state(model: GPT, rows: int) -> dict:
+    """What nanoGPT saves of this model: its own keys, unpadded rows, torch.compile's prefix."""
+    weights = {f"_orig_mod.{name}": p.clone() for name, p in model.state_dict().items()}
+    for name in ("_orig_mod.transformer.wte.weight", "_orig_mod.lm_head.weight"):
+        weights[name] = weights[name][:rows]
+    weights["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16)
+    moments = {"exp_avg": torch.ones(rows, 32), "exp_avg_sq": torch.ones(rows, 32)}
+    return {
+        "model": weights,
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), **moments}}, "param_groups": []},
+        "model_args": {**ARGS, "bias": True, "dropout": 0.0},
+        "iter_num": 3,
+        "best_val_loss": torch.tensor(1.5),
+        "config": {"dataset": "shakespeare_char"},
+    }
+
+
+def test_nanogpts_checkpoint_is_the_same_model(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**ARGS, activation="gelu")).eval()
+    path = str(tmp_path / "ckpt.pt")
+    torch.save(nanogpt_state(model, 65), path)
+    loaded = checkpoint.load(path)
+    assert loaded["step"] == 3 and loaded["best_val_loss"] == 1.5 and loaded["tokenizer"] is None
+    again = GPT.from_weights(loaded["model_args"], loaded["model"]).eval()
+    idx = torch.randint(65, (2, 16))
+    torch.testing.assert_close(again(idx), model(idx))
+    assert loaded["optimizers"][0]["state"][0]["exp_avg"].shape == again.lm_head.weight.shape
+
+
+def test_nanogpts_rounded_vocabulary_is_gpt2s(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(50257, 16, 1, 2, 32, activation="gelu"))
+    state = nanogpt_state(model, 50304)
+    state["model_args"] = {**ARGS, "n_layer": 1, "vocab_size": 50304}
+    torch.save(state, tmp_path / "ckpt.pt")
+    loaded = checkpoint.load(str(tmp_path / "ckpt.pt"))
+    assert loaded["model_args"]["vocab_size"] == 50257 and loaded["tokenizer"] == {"kind": "gpt2"}
+    GPT.from_weights(loaded["model_args"], loaded["model"])
+
+
+def test_an_earlier_run_is_set_aside_never_overwritten(tmp_path):
+    run = tmp_path / "run"
+    assert checkpoint.set_aside(str(run)) is None
+    for n in (1, 2):
+        run.mkdir()
+        (run / "log.jsonl").write_text(str(n))
+        assert checkpoint.set_aside(str(run)) == f"{run}-{n}"
+    assert [(tmp_path / f"run-{n}" / "log.jsonl").read_text() for n in (1, 2)] == ["1", "2"]
+
+
+def test_the_newest_run_is_found(tmp_path):
+    for i, name in enumerate(("old", "new", "older")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ckpt.pt").write_text("")
+        os.utime(tmp_path / name / "ckpt.pt", (0, 100 - abs(i - 1)))
+    assert checkpoint.newest_run(str(tmp_path)) == str(tmp_path / "new")
+    with pytest.raises(UserError, match="no checkpoint under"):
+        checkpoint.newest_run(str(tmp_path / "old" / "nothing"))

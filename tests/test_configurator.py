@@ -1,0 +1,139 @@
+"""Settings: their order, their types, and what a mistake says."""
+
+import sys
+
+import pytest
+from conftest import ROOT
+
+from configurator import configure
+from core import UserError
+from model import GPTConfig
+
+SCRIPT = '''
+"""A script."""
+from typing import Literal
+steps = 10  # how many
+batch_size = 4  # rows
+rate = 0.5  # how fast
+name = "x"  # what
+fast = False  # whether
+compile: Literal["auto", True, False] = "auto"  # maybe
+kind: Literal["a", "b"] = "a"  # which
+'''
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A function that configures the script above with a command line."""
+    path = tmp_path / "settings_script.py"
+    path.write_text(SCRIPT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.delitem(sys.modules, "settings_script", raising=False)
+    import settings_script
+
+    return lambda *argv: configure(vars(settings_script), argv=[str(a) for a in argv])
+
+
+def test_every_way_to_write_an_option(settings):
+    got = settings("--steps=20", "--rate", "2", "--fast", "--batch-size=8", "--name=a=b")
+    assert got == {
+        "steps": 20, "batch_size": 8, "rate": 2.0, "name": "a=b", "fast": True,
+        "compile": "auto", "kind": "a",
+    }  # fmt: skip
+    assert type(got["rate"]) is float  # an int serves as a float
+    assert settings("--fast", "True", "--compile", "False")["compile"] is False
+    assert settings("--compile", "auto", "--fast", "False")["fast"] is False
+    assert settings("--compile", "--name", "True")["name"] == "True"
+
+
+def test_later_wins_and_a_config_file_sees_what_is_set(settings, tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text("import time\nsteps = 7\n_half = steps / 14\nrate = _half + batch_size\n")
+    assert settings("--batch_size=8", config)["rate"] == 8.5
+    assert settings(config, "--steps=3")["steps"] == 3
+    assert settings("--steps=3", config)["steps"] == 7
+
+
+def test_config_files_leave_no_names_behind(settings, tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text("steps = 7\n")
+    settings(config)
+    assert sys.modules["settings_script"].steps == 10
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--stepps=3", "no setting stepps; the nearest is steps"),
+        ("--steps=many", "steps='many' is not accepted: a whole number"),
+        ("--steps=1.5", "steps=1.5 is not accepted"),
+        ("--steps=True", "steps=True is not accepted"),
+        ("--rate=fast", "a number"),
+        ("--fast=3", "True or False"),
+        ("--batch_size=0", "batch_size=0 is not accepted: a whole number at least 1"),
+        ("--compile=maybe", "one of auto, True, False"),
+        ("--compile=1", "compile=1 is not accepted"),
+        ("--kind=c", "one of a, b"),
+        ("--steps", "--steps needs a value: a whole number"),
+        ("nowhere.py", "no config file nowhere.py"),
+    ],
+)
+def test_a_mistake_is_a_sentence_with_value_and_remedy(settings, argument, sentence):
+    with pytest.raises(UserError) as caught:
+        settings(argument)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("steps = 'x'", "steps='x' is not accepted"),
+        ("stesp = 3", "no setting stesp; the nearest is steps"),
+        ("steps = 1 / 0", "ZeroDivisionError"),
+        ("steps = ", "SyntaxError"),
+    ],
+)
+def test_a_mistake_in_a_config_file_names_the_file(settings, tmp_path, content, sentence):
+    (tmp_path / "bad.py").write_text(content)
+    with pytest.raises(UserError) as caught:
+        settings(tmp_path / "bad.py")
+    assert sentence in str(caught.value) and "bad.py" in str(caught.value)
+
+
+def test_help_lists_every_setting_with_default_and_comment(script):
+    out = script("train.py", "--help").stdout
+    for name in ("max_iters=600000", "optimizer=adamw", *(f"{f}=" for f in FIELDS)):
+        assert f"--{name}" in out
+    for line in out.split("defaults:")[1].strip().splitlines():
+        assert len(line.split(maxsplit=1)) == 2, f"no comment: {line}"
+
+
+FIELDS = [name for name in GPTConfig.__dataclass_fields__ if name != "vocab_size"]
+
+
+def test_nanogpts_settings_and_config_files_are_accepted(tmp_path, script):
+    nanogpt = tmp_path / "nano.py"
+    nanogpt.write_text(
+        "import time\nout_dir = 'out-shakespeare'\neval_interval = 5\neval_iters = 40\n"
+        "wandb_log = False # feel free to turn on\nwandb_project = 'shakespeare'\n"
+        "wandb_run_name = 'ft-' + str(time.time())\ndataset = 'nowhere'\n"
+        "always_save_checkpoint = False\nbatch_size = 1\ngradient_accumulation_steps = 32\n"
+        "max_iters = 20\nlearning_rate = 3e-5\ndecay_lr = False\nbeta2 = 0.99\ndropout = 0.2\n"
+        "lr_decay_iters = 5000\nmin_lr = 1e-4\nwarmup_iters = 100\n"
+    )
+    backend = ["--backend=gloo", "--dtype=float32", "--compile=False", "--device=cpu"]
+    result = script("train.py", nanogpt, *backend, "--eval_only=True", status=2)
+    assert "data/nowhere/train.bin" in result.stderr  # all settings passed; only data is missing
+
+
+def test_bare_train_says_which_data_is_missing(script):
+    assert "data/openwebtext/train.bin" in script("train.py", status=2).stderr
+
+
+def test_every_shipped_config_is_accepted_and_opens_with_its_command():
+    import runpy
+
+    for path in sorted((ROOT / "config").glob("*.py")):
+        assert f"config/{path.name}" in path.read_text().splitlines()[0], path
+        assert runpy.run_path(str(path), init_globals={"max_iters": 1, "learning_rate": 1.0})

@@ -1,0 +1,210 @@
+"""The model against a reference: transformers' GPT-2, itself without a cache, and causality."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from core import UserError
+from model import GPT, GPTConfig, KVCache, draw
+
+SMALL = dict(vocab_size=65, block_size=16, n_layer=3, n_head=2, n_embd=32)
+MODERN = dict(
+    activation="relu2", rotary=True, rms_norm=True, qk_norm=True, logit_softcap=15.0,
+    untied_head=True, bias=False,
+)  # fmt: skip
+VARIANTS = [{}, MODERN, {"rotary": True}, {"activation": "gelu"}]
+
+
+def small(seed=0, **fields) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{**SMALL, **fields})).eval()
+    for p in model.parameters():  # away from the symmetric start, so that every term counts
+        torch.nn.init.normal_(p, 0.0 if p.ndim > 1 else 1.0, 0.3)
+    return model
+
+
+def tokens(*shape, seed=1) -> torch.Tensor:
+    return torch.randint(65, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def continuation(model, idx, n, **options) -> torch.Tensor:
+    return torch.stack(list(model.generate(idx, n, **options)), dim=1)
+
+
+def test_logits_equal_those_of_transformers_gpt2():
+    transformers = pytest.importorskip("transformers")
+    shape = dict(n_layer=3, n_head=4, n_embd=64)
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=1000, n_positions=48, **shape)
+    ).eval()
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, 0.0, 0.1)
+    args = dict(vocab_size=1000, block_size=48, **shape)
+    ours = GPT.from_gpt2(args, theirs.state_dict()).eval()
+    idx = torch.randint(1000, (2, 48))
+    with torch.no_grad():
+        expected, logits = theirs(idx, labels=idx), ours(idx)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=0)
+    loss = ours(idx[:, :-1], idx[:, 1:])
+    torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=0)
+    text = theirs.generate(idx[:1, :5], max_new_tokens=20, do_sample=False)
+    assert continuation(ours, idx[:1, :5], 20, temperature=0).tolist() == text[:, 5:].tolist()
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_a_future_token_changes_nothing_before_it(fields):
+    model, idx = small(**fields), tokens(2, 16)
+    changed = idx.clone()
+    changed[:, 9] = (idx[:, 9] + 1) % 65
+    before, after = model(idx), model(changed)
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_cached_logits_equal_uncached_in_any_split_of_the_tokens(fields):
+    model, idx = small(**fields), tokens(2, 16)
+    whole = model(idx)
+    for parts in ([16], [5, 1, 1, 9], [1] * 16):
+        cache = KVCache(16)
+        logits = torch.cat([model.head(model.hidden(p, cache)) for p in idx.split(parts, 1)], 1)
+        torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_cache_changes_no_token_even_past_block_size(fields):
+    model = small(**fields)
+    for length in (1, 7, 16, 40):  # the last is longer than block_size
+        idx = tokens(2, length)
+        with_cache = continuation(model, idx, 40, temperature=0)
+        assert torch.equal(with_cache, continuation(model, idx, 40, temperature=0, use_cache=False))
+        alone = [continuation(model, row[None], 40, temperature=0)[0] for row in idx]
+        assert torch.equal(with_cache, torch.stack(alone))
+
+
+def test_past_block_size_the_newest_half_of_the_context_goes_on():
+    model, idx = small(), tokens(1, 16)
+    first, second = continuation(model, idx, 2, temperature=0)[0]
+    assert first == model(idx)[0, -1].argmax()
+    context = torch.cat((idx[0], first[None]))[-8:]
+    assert second == model(context[None])[0, -1].argmax()
+
+
+def test_the_same_seed_draws_the_same_text():
+    model, idx = small(), tokens(1, 4)
+    a, b, c = (continuation(model, idx, 30, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_padding_of_the_vocabulary_is_never_drawn_nor_graded():
+    model = small()
+    assert model.lm_head.weight.shape[0] == 128
+    with torch.no_grad():
+        model.lm_head.weight[65:] = 100.0  # tied: the padded rows would win every time
+    drawn = continuation(model, tokens(8, 4), 50, temperature=3.0, seed=0)
+    assert drawn.max() < 65
+    assert model(tokens(1, 4)).shape == (1, 4, 65)
+
+
+def test_targets_of_minus_one_are_not_graded():
+    model, idx, targets = small(), tokens(2, 8), tokens(2, 8, seed=2)
+    masked = targets.clone()
+    masked[0, 3:] = -1
+    kept = masked >= 0
+    logs = model(idx).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(model(idx, masked), -logs[kept].mean())
+    torch.testing.assert_close(model(idx, masked, "sum"), -logs[kept].sum())
+
+
+def test_stop_tokens_end_a_row_and_then_the_batch():
+    model, idx = small(), tokens(4, 4)
+    free = continuation(model, idx, 30, temperature=2.0, seed=3)
+    stop = int(free[0, 3])
+    stopped = continuation(model, idx, 30, temperature=2.0, seed=3, stop_tokens=(stop,))
+    assert (stopped == -1).any() and (stopped >= 0).any()
+    for row, full in zip(stopped.tolist(), free.tolist(), strict=True):
+        end = full.index(stop) if stop in full else len(full)
+        assert row == (full[:end] + [-1] * len(full))[: len(row)]
+    every = tuple(range(65))
+    assert list(model.generate(idx, 30, stop_tokens=every)) == []
+
+
+def drawn(logits, n=4000, **options) -> Counter:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([logits]).repeat(n, 1)
+    context = torch.zeros(n, 1, dtype=torch.long)
+    return Counter(draw(logits, context, generator, **options).tolist())
+
+
+def test_draw_keeps_exactly_what_each_option_says():
+    logits = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
+    counts = drawn(logits)
+    for token, p in enumerate((0.5, 0.3, 0.15, 0.05)):
+        assert abs(counts[token] / 4000 - p) < 0.03
+    assert set(drawn(logits, temperature=0)) == {0}
+    assert set(drawn(logits, top_k=2)) == {0, 1}
+    assert set(drawn(logits, top_k=0)) == {0, 1, 2, 3}
+    assert set(drawn(logits, top_p=0.79)) == {0, 1}
+    assert set(drawn(logits, top_p=0.81)) == {0, 1, 2}
+    assert set(drawn(logits, top_p=0.001)) == {0}  # never nothing
+    assert set(drawn(logits, min_p=0.25)) == {0, 1, 2}
+    assert drawn(logits, temperature=0.5)[0] > counts[0] > drawn(logits, temperature=2.0)[0]
+    # token 0 is the context: log(0.5) * 4 makes it the least likely but one
+    assert drawn(logits, repetition_penalty=4.0)[0] < counts[0] / 4
+    assert draw(torch.tensor([[2.0, 1.5]]), torch.tensor([[0]]), temperature=0) == 0
+    penalized = dict(temperature=0, repetition_penalty=2.0)
+    assert draw(torch.tensor([[2.0, 1.5]]), torch.tensor([[0]]), **penalized) == 1
+
+
+@pytest.mark.parametrize("fields", [*VARIANTS, {"zero_init": True}])
+def test_every_parameter_learns(fields):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SMALL, **fields}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(3):
+        model(tokens(4, 16), tokens(4, 16, seed=2)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, p in model.named_parameters():
+        assert not torch.equal(p, start[name]), name
+
+
+def test_gpt2_124m_has_its_published_shape():
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=50257))
+    padding = (50304 - 50257) * 768
+    assert sum(p.numel() for p in model.parameters()) - padding == 124_439_808
+
+
+def test_a_shorter_block_size_crops_positions():
+    model, idx = small(), tokens(1, 8)
+    cropped = GPT.from_weights({**SMALL, "block_size": 8}, model.state_dict()).eval()
+    torch.testing.assert_close(cropped(idx), model(idx))
+    assert cropped.transformer.wpe.weight.shape == (8, 32)
+
+
+def test_heads_that_do_not_divide_the_width_are_one_sentence():
+    with pytest.raises(UserError, match=r"n_embd=30 .* n_head=4"):
+        GPTConfig(vocab_size=65, n_embd=30, n_head=4)
+    with pytest.raises(UserError, match="even number"):
+        GPTConfig(vocab_size=65, n_embd=12, n_head=4, rotary=True)
+
+
+def test_compiled_equals_eager():
+    idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
+    for fields in VARIANTS[:2]:
+        model = small(**fields)
+        eager = model(idx, targets)
+        eager.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        model.zero_grad()
+        model.compile(dynamic=False)
+        loss = model(idx, targets)
+        loss.backward()
+        torch.testing.assert_close(loss, eager)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, gradients[name], atol=1e-4, rtol=1e-3)

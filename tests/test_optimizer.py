@@ -1,0 +1,113 @@
+"""Optimizers and schedules, against torch's Muon, the SVD and nanoGPT's formula."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from core.optimizer import Muon, build_optimizers, lr_factor, orthogonalize, set_lr
+from model import GPT, GPTConfig
+
+
+def gpt(**fields) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(65, 16, n_layer=2, n_head=2, n_embd=32, **fields))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("fields", [{}, {"untied_head": True, "rotary": True, "rms_norm": True}])
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(kind, fields):
+    model = gpt(**fields)
+    optimizers = build_optimizers(model, kind, 0.01, 0.02, (0.9, 0.95), 0.1, torch.float32)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [group for o in optimizers for group in o.param_groups]
+    found = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(names.values())
+    for group in groups:
+        assert all((p.ndim == 2) == (group["weight_decay"] > 0) for p in group["params"])
+    if kind == "muon":
+        hidden = [names[id(p)] for group in optimizers[1].param_groups for p in group["params"]]
+        assert len(hidden) == 8 and all(".h." in name for name in hidden)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 32), (32, 128)])
+def test_orthogonalize_brings_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(3, *shape), full_matrices=False)
+    values = torch.linspace(0.05, 1, min(shape))  # none is lost below the iteration's reach
+    exact, updates = left @ right, orthogonalize(left * values @ right)
+    S = torch.linalg.svdvals(updates)
+    assert 0.65 < S.min() and S.max() < 1.25
+    cosine = (updates * exact).sum((1, 2)) / updates.norm(dim=(1, 2)) / exact.norm(dim=(1, 2))
+    assert cosine.min() > 0.97
+
+
+def test_muon_is_torchs_muon_on_single_matrices():
+    torch.manual_seed(0)
+    start = [torch.randn(48, 32), torch.randn(32, 48), torch.randn(32, 32)]
+    ours = [torch.nn.Parameter(p.clone()) for p in start]
+    theirs = [torch.nn.Parameter(p.clone()) for p in start]
+    groups = [{"params": ours, "pieces": 1}]
+    a = Muon(groups, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16)
+    b = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1)
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q, p0 in zip(ours, theirs, start, strict=True):
+        assert (p - q).norm() < 0.02 * (q - p0).norm()  # both multiply in bf16
+
+
+def test_muon_takes_query_key_and_value_apart():
+    torch.manual_seed(0)
+    stacked = torch.nn.Parameter(torch.randn(96, 32))
+    parts = [torch.nn.Parameter(p.clone()) for p in stacked.detach().chunk(3)]
+    stacked.grad = torch.randn(96, 32)
+    for p, grad in zip(parts, stacked.grad.chunk(3), strict=True):
+        p.grad = grad.clone()
+    Muon([{"params": [stacked], "pieces": 3}], lr=0.02).step()
+    Muon([{"params": parts, "pieces": 1}], lr=0.02).step()
+    torch.testing.assert_close(stacked.detach(), torch.cat([p.detach() for p in parts]))
+
+
+def nanogpt_lr(it, learning_rate, warmup, decay, min_lr):
+    if it < warmup:
+        return learning_rate * (it + 1) / (warmup + 1)
+    if it > decay:
+        return min_lr
+    ratio = (it - warmup) / (decay - warmup)
+    return min_lr + 0.5 * (1 + math.cos(math.pi * ratio)) * (learning_rate - min_lr)
+
+
+def test_cosine_is_nanogpts():
+    for it in range(120):
+        factor = lr_factor("cosine", it, 10, 100, 0.1, 0.4)
+        assert math.isclose(1e-3 * factor, nanogpt_lr(it, 1e-3, 10, 100, 1e-4))
+
+
+def test_schedules_have_their_shapes():
+    linear = [lr_factor("linear", step, 10, 100, 0.0, 0.4) for step in range(101)]
+    assert 0 < linear[0] < linear[9] < 1 and set(linear[10:61]) == {1.0}
+    assert math.isclose(linear[80], 0.5) and linear[100] == 0.0
+    assert all(a > b for a, b in itertools.pairwise(linear[60:]))
+    assert [lr_factor("constant", step, 0, 100, 0.0, 0.4) for step in (0, 50, 500)] == [1.0] * 3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_no_setting_divides_by_zero(schedule):
+    for warmup in (0, 1, 5, 100):
+        for end in (0, 1, 5, 100):
+            for step in range(110):
+                factor = lr_factor(schedule, step, warmup, end, 0.1, 0.01)
+                assert 0 < factor <= 1, (warmup, end, step)
+
+
+def test_set_lr_scales_each_group_from_its_own_peak():
+    optimizers = build_optimizers(gpt(), "muon", 0.01, 0.02, (0.9, 0.95), 0.1, torch.float32)
+    for factor in (0.5, 0.25):
+        set_lr(optimizers, factor)
+    lrs = [group["lr"] for o in optimizers for group in o.param_groups]
+    assert lrs == [0.0025, 0.0025, 0.005, 0.005]

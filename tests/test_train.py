@@ -1,0 +1,321 @@
+"""The loop: exact resume, many processes equal one, and what becomes of a run that is stopped."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+from core import checkpoint, log
+from core.dataset import Writer
+from core.tokenizer import ByteTokenizer
+
+RUN = [*TINY, "--dataset=toy", "--eval_interval=15", "--max_iters=40", "--compile=False"]
+MODERN = ["--rotary", "--rms_norm", "--qk_norm", "--activation=relu2", "--zero_init"]
+
+
+def losses(folder) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in log.read(f"{folder}/log.jsonl") if "loss" in r}
+
+
+def evaluations(folder) -> dict[int, float]:
+    return {r["step"]: r["val_loss"] for r in log.read(f"{folder}/log.jsonl") if "val_loss" in r}
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return checkpoint.load(f"{folder}/ckpt.pt")["model"]
+
+
+def assert_same_run(a, b):
+    assert losses(a) == losses(b) and evaluations(a) == evaluations(b)
+    first, second = weights(a), weights(b)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optimizer=adamw"],
+        ["--optimizer=muon", *MODERN],
+        ["--optimizer=muon", *MODERN, "--dtype=bfloat16", "--compile=True"],
+    ],
+    ids=["adamw-eager", "muon-eager", "muon-bf16-compiled"],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(script, toy, tmp_path, options):
+    run = [*RUN, "--dropout=0.1", "--lr_decay_iters=40", *options]
+    script("train.py", *run, "--out_dir=straight")
+    script("train.py", *run, "--out_dir=resumed", "--max_iters=20")
+    script("train.py", *run, "--out_dir=resumed", "--init_from=resume", "--eval_interval=10")
+    script("train.py", *run, "--out_dir=again", "--eval_interval=10")
+    assert losses(tmp_path / "straight") == losses(tmp_path / "resumed")
+    assert sorted(losses(tmp_path / "resumed")) == list(range(1, 41))
+    first, second = weights(tmp_path / "straight"), weights(tmp_path / "resumed")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # how often a run is evaluated changes nothing either
+    assert losses(tmp_path / "straight") == losses(tmp_path / "again")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_resuming_equals_never_having_stopped(script, toy, tmp_path, number):
+    run = [*RUN, "--dropout=0.1", "--max_iters=400"]
+    script("train.py", *run, "--out_dir=straight")
+    stopped = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *run, "--out_dir=stopped"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in stopped.stdout:
+        if line.startswith("step 50/"):
+            stopped.send_signal(number)
+    assert stopped.wait(60) == 128 + number
+    done = checkpoint.load(f"{tmp_path}/stopped/ckpt.pt")["step"]
+    assert 50 <= done < 400
+    script("train.py", *run, "--out_dir=stopped", "--init_from=auto")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_kill_9_loses_no_more_than_the_steps_since_the_last_save(script, toy, tmp_path):
+    run = [*RUN, "--max_iters=400"]
+    script("train.py", *run, "--out_dir=straight")
+    killed = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *run, "--out_dir=killed"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in killed.stdout:
+        if line.startswith("step 50/"):
+            killed.kill()
+    killed.wait()
+    assert checkpoint.load(f"{tmp_path}/killed/ckpt.pt")["step"] >= 45
+    with open(tmp_path / "killed" / "log.jsonl", "a") as file:
+        file.write('{"step": 51, "lo')  # as if the last line had been cut off
+    script("train.py", *run, "--out_dir=killed", "--init_from=resume")
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+def torchrun(tmp_path, *arguments, launcher=("--standalone", "--nproc_per_node=2")):
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *launcher, ROOT / "train.py", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+DISTRIBUTED = [*RUN, "--gradient_accumulation_steps=3", "--max_iters=20", "--optimizer=muon"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_processes_equal_one(script, toy, numbers, tmp_path, masked):
+    run = list(DISTRIBUTED)
+    if masked:  # rows that are graded by different amounts weigh as they do in one process
+        numbers(mask=lambda i: (i // 10) % 7 == 0)
+        run.append("--dataset=numbers")
+    script("train.py", *run, "--out_dir=one")
+    two = torchrun(tmp_path, *run, "--out_dir=two")
+    out = two.communicate(timeout=300)[0]
+    assert two.returncode == 0, out
+    assert "2 processes" in out and out.count("step 20/20") == 1  # printed once
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
+    assert sorted(two) == list(range(1, 21))
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+    one, two = (evaluations(tmp_path / name) for name in ("one", "two"))
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+
+
+def test_two_machines_equal_one(script, toy, tmp_path):
+    script("train.py", *DISTRIBUTED, "--out_dir=one")
+    port = free_port()
+    agents = [
+        torchrun(
+            tmp_path,
+            *DISTRIBUTED,
+            "--out_dir=two",
+            launcher=(
+                *("--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1"),
+                *("--master_addr=127.0.0.1", f"--master_port={port}"),
+            ),
+        )
+        for node in (0, 1)
+    ]
+    for agent in agents:
+        out = agent.communicate(timeout=300)[0]
+        assert agent.returncode == 0, out
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert sorted(two) == sorted(one) and all(abs(one[s] - two[s]) < 1e-4 for s in one)
+
+
+def test_sigterm_to_torchrun_saves_too(script, toy, tmp_path):
+    run = torchrun(tmp_path, *DISTRIBUTED, "--max_iters=100000", "--out_dir=two")
+    for line in run.stdout:
+        if line.startswith("step 30/"):
+            run.send_signal(signal.SIGTERM)
+    run.wait(60)
+    assert checkpoint.load(f"{tmp_path}/two/ckpt.pt")["step"] >= 30
+
+
+def test_a_batch_that_the_processes_cannot_share_is_one_sentence(toy, tmp_path):
+    run = torchrun(tmp_path, *RUN, "--batch_size=5", "--out_dir=two")
+    out = run.communicate(timeout=300)[0]
+    assert run.returncode != 0
+    assert "can't be shared by 2 processes" in out and "[2, 4, 6, 8, 10]" in out
+
+
+def test_the_log_and_the_checkpoints_say_what_happened(script, toy, tmp_path):
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=30", "--log_interval=10")
+    records = log.read(f"{tmp_path}/run/log.jsonl")
+    assert records[0]["config"]["max_iters"] == 30 and records[0]["parameters"] > 1000
+    assert records[0]["source"] == {"name": "toy text"} and "torch" in records[0]["versions"]
+    train = [r for r in records if "loss" in r]
+    assert [r["step"] for r in train] == [1, 10, 20, 30]
+    wanted = {"step", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens"}
+    assert all(set(r) == wanted for r in train)
+    assert train[-1]["tokens"] == 30 * 4 * 16 and train[-1]["mfu"] is None
+    found = evaluations(tmp_path / "run")
+    assert sorted(found) == [0, 15, 30] and found[30] < found[0]
+    latest, best = (checkpoint.load(f"{tmp_path}/run/{n}") for n in ("ckpt.pt", "best.pt"))
+    assert latest["step"] == 30 and latest["best_val_loss"] == min(found.values())
+    assert found[best["step"]] == min(found.values())
+    assert latest["tokenizer"]["kind"] == "char"
+
+
+def test_a_worse_evaluation_does_not_replace_the_best(script, toy, tmp_path):
+    # a rate this high lets the loss rise again
+    run = [*RUN, "--learning_rate=0.3", "--lr_schedule=constant", "--eval_interval=2"]
+    script("train.py", *run, "--out_dir=run", "--always_save_checkpoint=False")
+    found = evaluations(tmp_path / "run")
+    best = checkpoint.load(f"{tmp_path}/run/best.pt")
+    assert found[best["step"]] == min(loss for step, loss in found.items() if step)
+    assert checkpoint.load(f"{tmp_path}/run/ckpt.pt")["step"] == 40
+
+
+def test_a_diverging_run_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(
+    script, toy, tmp_path
+):
+    run = [*RUN, "--out_dir=run", "--log_interval=5", "--eval_interval=5", "--warmup_iters=0"]
+    script("train.py", *run, "--max_iters=10")
+    result = script("train.py", *run, "--init_from=resume", "--learning_rate=1e30", status=2)
+    assert "diverged" in result.stderr and "--learning_rate" in result.stderr
+    kept = checkpoint.load(f"{tmp_path}/run/ckpt.pt")
+    assert kept["step"] == 10 and all(p.isfinite().all() for p in kept["model"].values())
+
+
+def test_starting_over_keeps_the_earlier_run(script, toy, tmp_path):
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=5")
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=3")
+    assert checkpoint.load(f"{tmp_path}/run-1/ckpt.pt")["step"] == 5
+    assert checkpoint.load(f"{tmp_path}/run/ckpt.pt")["step"] == 3
+
+
+def test_resuming_where_all_is_done_or_nothing_is_there(script, toy, tmp_path):
+    assert "no checkpoint" in script("train.py", *RUN, "--init_from=resume", status=2).stderr
+    script("train.py", *RUN, "--init_from=auto", "--out_dir=run", "--max_iters=5")
+    resume = [*RUN, "--out_dir=run", "--init_from=resume"]
+    assert "nothing to do" in script("train.py", *resume, "--max_iters=3").stdout
+    wrong = script("train.py", *resume, "--optimizer=muon", status=2)
+    assert "--optimizer=muon" in wrong.stderr
+
+
+def test_fine_tuning_starts_from_a_checkpoints_weights(script, toy, tmp_path):
+    script("train.py", *RUN, "--out_dir=first", "--max_iters=30")
+    tune = [*RUN, "--init_from=first", "--out_dir=second", "--block_size=8", "--n_layer=5"]
+    result = script("train.py", *tune)
+    assert "n_layer=2 as in the checkpoint" in result.stdout
+    assert evaluations(tmp_path / "second")[0] < evaluations(tmp_path / "first")[0] - 0.5
+    assert checkpoint.load(f"{tmp_path}/second/ckpt.pt")["model_args"]["block_size"] == 8
+
+
+def test_other_data_than_the_checkpoints_is_one_sentence(script, toy, tmp_path):
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=2")
+    with Writer(str(tmp_path / "data" / "bytes"), ByteTokenizer(), {"name": "b"}) as writer:
+        writer.append("train", range(100))
+        writer.append("val", range(100))
+    result = script("train.py", *RUN, "--init_from=run", "--dataset=bytes", status=2)
+    assert "another vocabulary" in result.stderr
+
+
+def test_masked_rows_report_the_share_of_right_answers(script, numbers, tmp_path):
+    # each row counts on from a random number; only its last token is graded
+    folder = str(tmp_path / "data" / "rows")
+    generator = torch.Generator().manual_seed(0)
+    with Writer(folder, ByteTokenizer(), {"name": "counting"}, row_length=4) as writer:
+        for split, n in (("train", 2000), ("val", 100)):
+            starts = torch.randint(20, (n, 1), generator=generator)
+            ids = (starts + torch.arange(4)).flatten().tolist()
+            writer.append(split, ids, [0, 0, 0, 1] * n)
+    run = [*RUN, "--dataset=rows", "--max_iters=150", "--batch_size=32", "--eval_interval=50"]
+    script("train.py", *run, "--out_dir=run", "--eval_iters=200")
+    records = [r for r in log.read(f"{tmp_path}/run/log.jsonl") if "val_accuracy" in r]
+    assert records[0]["val_accuracy"] < 0.2 and records[-1]["val_accuracy"] > 0.95
+
+
+def test_eval_only_writes_nothing(script, toy, tmp_path):
+    result = script("train.py", *RUN, "--eval_only", "--out_dir=run")
+    assert re.search(r"step 0: train_loss \d\.\d+, val_loss \d\.\d+", result.stdout)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failing_compiler_warns_and_goes_on(script, toy, tmp_path):
+    run = [*RUN, "--compile=True", "--max_iters=3", "--out_dir=run"]
+    cache = str(tmp_path / "cache")
+    result = script("train.py", *run, CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=cache)
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
+    assert "failed, going on without" in result.stdout
+
+
+def test_wandb_is_imported_only_when_asked_for(script, toy, tmp_path):
+    (tmp_path / "wandb.py").write_text("raise ImportError")
+    stand_in = {"PYTHONPATH": str(tmp_path)}
+    script("train.py", *RUN, "--max_iters=1", **stand_in)
+    result = script("train.py", *RUN, "--wandb_log=True", status=2, **stand_in)
+    assert "pip install wandb" in result.stderr
+
+
+def test_wrong_devices_are_one_sentence(script, toy):
+    assert "unknown" in script("train.py", *RUN, "--device=tpu", status=2).stderr
+    if not torch.cuda.is_available():
+        assert "not there" in script("train.py", *RUN, "--device=cuda", status=2).stderr
+    assert "float16" in script("train.py", *RUN, "--dtype=float16", status=2).stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_gpu_learns_in_every_format_and_resumes(script, toy, tmp_path, dtype):
+    run = [*RUN, "--device=cuda", f"--dtype={dtype}", "--optimizer=muon", "--compile=True"]
+    script("train.py", *run, "--out_dir=run", "--max_iters=20")
+    script("train.py", *run, "--out_dir=run", "--init_from=resume", timeout=600)
+    found = evaluations(tmp_path / "run")
+    assert found[40] < found[0] - 0.5
+    script("sample.py", "--out_dir=run", "--num_samples=2", "--max_new_tokens=40")
+
+
+def test_the_first_line_of_the_log_is_json_with_every_setting(script, toy, tmp_path):
+    script("train.py", *RUN, "--max_iters=1", "--out_dir=run")
+    first = json.loads(open(tmp_path / "run" / "log.jsonl").readline())
+    assert {"seed", "dataset", "n_layer", "optimizer", "compile"} <= set(first["config"])
+
+
+def test_loss_is_whole_split_whatever_the_batch(script, toy, tmp_path):
+    """Evaluation does not depend on how it is cut into batches."""
+    values = []
+    for batch_size in (4, 7, 64):
+        options = [f"--batch_size={batch_size}", "--eval_iters=1000", "--eval_only"]
+        out = script("train.py", *RUN, *options).stdout
+        values.append(float(re.search(r"val_loss (\S+)", out)[1]))
+    assert max(values) - min(values) < 1e-3
