@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from core import UserError
 
@@ -137,8 +138,17 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Undrawn(TorchFunctionMode):
+    """Under it, modules leave the memory of their weights as it is: a checkpoint replaces them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 class GPT(nn.Module):
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, init: bool = True):
         super().__init__()
         self.config = config
         C, V = config.n_embd, -(-config.vocab_size // 64) * 64  # matrix units like round numbers
@@ -150,13 +160,14 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(C, V, bias=False)
         if not config.untied_head:  # weight tying: https://arxiv.org/abs/1608.05859
             self.lm_head.weight = self.transformer.wte.weight
-        if config.rotary:  # computed, never saved, and on the CPU even where weights are "meta"
+        if config.rotary:
             hs = C // config.n_head
-            frequencies = 10000.0 ** -(torch.arange(0, hs, 2, device="cpu") / hs)
-            angles = torch.outer(torch.arange(config.block_size, device="cpu"), frequencies)
+            frequencies = 10000.0 ** -(torch.arange(0, hs, 2) / hs)
+            angles = torch.outer(torch.arange(config.block_size), frequencies)
             self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, hs/2)
             self.register_buffer("sin", angles.sin(), persistent=False)
-        self.init_weights()
+        if init:
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -176,8 +187,8 @@ class GPT(nn.Module):
 
         A block_size below that of the weights forgets the later positions.
         """
-        with torch.device("meta"):  # no weights are drawn that would be thrown away
-            model = cls(GPTConfig(**model_args))
+        with Undrawn():
+            model = cls(GPTConfig(**model_args), init=False)
         if (wpe := "transformer.wpe.weight") in weights:
             weights = {**weights, wpe: weights[wpe][: model.config.block_size]}
         model.load_state_dict(weights, assign=True)

@@ -44,7 +44,6 @@ if dtype == "auto" and run.device.type == "cpu":
 autocast = runtime.autocast(run.device, runtime.choose_dtype(dtype, run.device))
 path = checkpoint.find(out_dir or checkpoint.newest_run())
 loaded = checkpoint.load(path)
-print(f"{path}: {loaded['step']} updates, val loss {loaded['best_val_loss']:.4f}", file=sys.stderr)
 saved_tokenizer = loaded["tokenizer"]
 if saved_tokenizer is None:
     if not dataset:
@@ -62,6 +61,7 @@ if start.startswith("FILE:"):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--start={start}: the prompt can't be read: {error}.") from None
 ids = tokenizer.encode(start) or [tokenizer.start_token]
+print(f"{path}: {loaded['step']} updates, val loss {loaded['best_val_loss']:.4f}", file=sys.stderr)
 if len(ids) > model.config.block_size:
     print(
         f"the model reads the last {model.config.block_size} tokens of the prompt", file=sys.stderr

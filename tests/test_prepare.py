@@ -1,0 +1,133 @@
+"""prepare_shakespeare.py against a server on this machine: right, wrong, broken off, away."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+from core.download import NoNetwork, fetch
+
+TEXT = "What say you to a piece of beef and mustard?\n" * 500
+AWAY = "http://127.0.0.1:9/input.txt"  # nobody listens there
+
+
+@pytest.fixture
+def server():
+    """A function answers -> url: each request takes the next (status, body), the last one stays.
+
+    A body longer than what is sent, as (status, body, sent), breaks off.
+    """
+    servers, asked = [], []
+
+    def serve(*answers):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                status, body, *sent = answers[min(len(asked), len(answers) - 1)]
+                asked.append(self.path)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: sent[0]] if sent else body)
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/input.txt"
+
+    serve.asked = asked
+    yield serve
+    for s in servers:
+        s.shutdown()
+
+
+def read_back(folder) -> str:
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    pieces = meta["tokenizer"]["chars"]
+    ids = np.concatenate([np.fromfile(folder / f"{s}.bin", np.uint16) for s in ("train", "val")])
+    return "".join(pieces[i] for i in ids)
+
+
+def test_tiny_shakespeare_is_split_as_nanogpt_splits_it(script, folio_data, tmp_path):
+    text = folio_data("tinyshakespeare.txt")
+    script("prepare_shakespeare.py", f"--input={text}")
+    folder = tmp_path / "data" / "shakespeare_char"
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (meta["train_tokens"], meta["val_tokens"]) == (1_003_854, 111_540)
+    assert len(meta["tokenizer"]["chars"]) == 65
+    assert read_back(folder) == text.read_text()
+
+
+def test_its_bpe_has_as_many_tokens_as_nanogpts(script, folio_data, tmp_path):
+    text, cache = folio_data("tinyshakespeare.txt"), str(folio_data("tiktoken-cache"))
+    options = ("--tokenizer=gpt2", f"--input={text}")
+    script("prepare_shakespeare.py", *options, TIKTOKEN_CACHE_DIR=cache)
+    meta = json.loads((tmp_path / "data" / "shakespeare" / "meta.json").read_text())
+    assert (meta["train_tokens"], meta["val_tokens"]) == (301_966, 36_059)
+    assert meta["tokenizer"] == {"kind": "gpt2"} and meta["dtype"] == "uint16"
+
+
+def test_a_download_that_stumbles_is_tried_again(script, server, tmp_path):
+    body = TEXT.encode()
+    url = server((503, b"busy"), (200, body, len(body) // 2), (200, body))
+    script("prepare_shakespeare.py", f"--url={url}", "--sha256=")
+    folder = tmp_path / "data" / "shakespeare_char"
+    assert read_back(folder) == TEXT and len(server.asked) == 3
+    assert (folder / "input.txt").read_text() == TEXT
+    script("prepare_shakespeare.py", f"--url={AWAY}", "--sha256=")  # it is there already
+    assert read_back(folder) == TEXT
+
+
+def test_a_wrong_answer_is_one_sentence_and_leaves_nothing(script, server, tmp_path):
+    for answer, sentence in (((404, b"gone"), "404"), ((200, b"other text"), "sha256")):
+        server.asked.clear()
+        script_output = script("prepare_shakespeare.py", f"--url={server(answer)}", status=None)
+        assert sentence in script_output.stderr and script_output.returncode == 2
+        left = [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+        assert left == []
+
+
+def test_without_a_network_python_carries_a_text_until_there_is_one(script, server, tmp_path):
+    result = script("prepare_shakespeare.py", f"--url={AWAY}")
+    folder = tmp_path / "data" / "shakespeare_char"
+    assert "NOT SHAKESPEARE" in result.stdout
+    assert json.loads((folder / "meta.json").read_text())["source"]["fallback"] is True
+    assert len(read_back(folder)) > 300_000
+    # train.py shows what it trains on, and asks for the real text again at each new start
+    train = [*TINY, "--dataset=shakespeare_char", "--max_iters=1", "--compile=False"]
+    away = f"--prepare=prepare_shakespeare.py --url={AWAY}"
+    assert "tokens of Python's language reference" in script("train.py", *train, away).stdout
+    here = f"--prepare=prepare_shakespeare.py --url={server((200, TEXT.encode()))} --sha256="
+    assert f"{folder.parent.name}/shakespeare_char" in script("train.py", *train, here).stdout
+    assert read_back(folder) == TEXT
+
+
+def test_train_prepares_what_is_missing(script, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT)
+    train = [*TINY, "--dataset=shakespeare_char", "--max_iters=1", "--compile=False"]
+    prepare = "--prepare=prepare_shakespeare.py --input=my.txt"
+    assert "tokens of my.txt" in script("train.py", *train, prepare).stdout
+    failing = "--prepare=prepare_shakespeare.py --input=nowhere.txt"
+    result = script("train.py", *train, failing, "--dataset=other", status=None)
+    assert result.returncode == 2 and "nowhere.txt" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(b"", "is empty"), (b"\xff\xfe\x00", "not UTF-8")]
+)
+def test_bad_input_is_one_sentence(script, tmp_path, content, sentence):
+    (tmp_path / "bad.txt").write_bytes(content)
+    result = script("prepare_shakespeare.py", "--input=bad.txt", status=2)
+    assert sentence in result.stderr
+    assert "no such file" in script("prepare_shakespeare.py", "--input=no.txt", status=2).stderr
+
+
+def test_fetch_tells_an_absent_network_from_a_wrong_answer(server, tmp_path):
+    with pytest.raises(NoNetwork):
+        fetch(AWAY, str(tmp_path / "a"), attempts=1)
+    fetch(server((200, b"abc")), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_bytes() == b"abc"
