@@ -40,7 +40,7 @@ RANGES = {
         "logit_softcap peak_tflops temperature top_k seed",
     ),
     "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty"),
-    "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 dropout min_p"),
+    "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p"),
     "above 0 and at most 1": (lambda v: 0 < v <= 1, "top_p warmdown"),
 }
 

@@ -50,6 +50,7 @@ batch_size = 12  # ... which the processes share, computing at most batch_size a
 optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, adamw for the rest
 learning_rate = 6e-4  # AdamW's at its peak
 muon_lr = 0.02  # Muon's at its peak; both follow one schedule
+muon_momentum = 0.95  # share of the past in Muon's average of gradients; less for a short run
 weight_decay = 0.1  # of matrices and embeddings
 beta1 = 0.9  # AdamW's memory of the gradient
 beta2 = 0.95  # AdamW's memory of its square; nearer 1 where a batch has few tokens
@@ -122,8 +123,9 @@ model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
 model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
 model.to(run.device)
 betas = beta1, beta2
+muon = muon_lr, muon_momentum
 optimizers = build_optimizers(
-    model, optimizer, learning_rate, muon_lr, betas, weight_decay, matmul_dtype
+    model, optimizer, learning_rate, betas, *muon, weight_decay, matmul_dtype
 )
 scaler = torch.amp.GradScaler(run.device.type, enabled=matmul_dtype == torch.float16)
 start_step, best_val_loss = 0, math.inf

@@ -5,18 +5,19 @@ out_dir = "out/shakespeare_char"
 
 n_layer, n_head, n_embd, block_size = 4, 2, 256, 256
 rotary = rms_norm = qk_norm = zero_init = True
-bias = False
 activation = "relu2"
+bias = False
 dropout = 0.1
+attn_dropout = False
 
 batch_size, gradient_accumulation_steps = 16, 1
-max_iters = 1600
+max_iters = 1200
 optimizer = "muon"
-muon_lr, learning_rate = 0.02, 0.01
-min_lr = 0.0
-lr_schedule = "linear"
-warmup_iters = 20
+muon_lr, muon_momentum = 0.02, 0.9
+learning_rate, min_lr = 0.01, 0.0
+lr_schedule, warmup_iters, warmdown = "linear", 20, 0.7
 weight_decay = 0.0
 
 eval_interval = 200
+eval_iters = 28  # the whole validation split
 log_interval = 20

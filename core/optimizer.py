@@ -70,7 +70,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(
-    model: nn.Module, kind: str, lr: float, muon_lr: float, betas, weight_decay: float, dtype
+    model: nn.Module,
+    kind: str,
+    lr: float,
+    betas: tuple[float, float],
+    muon_lr: float,
+    muon_momentum: float,
+    weight_decay: float,
+    dtype: torch.dtype,
 ) -> list[torch.optim.Optimizer]:
     """`adamw`: AdamW for everything. `muon`: Muon for the blocks' matrices, AdamW for the rest.
 
@@ -89,7 +96,7 @@ def build_optimizers(
         qkv = [p for name, p in hidden.items() if "c_attn" in name]
         single = [p for name, p in hidden.items() if "c_attn" not in name]
         groups = [{"params": qkv, "pieces": 3}, {"params": single, "pieces": 1}]
-        optimizers.append(Muon(groups, muon_lr, weight_decay=weight_decay, dtype=dtype))
+        optimizers.append(Muon(groups, muon_lr, muon_momentum, weight_decay, dtype))
     grouped = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert len(grouped) == len(params), "a parameter is in two groups, or in none"
     assert set(grouped) == set(params.values()), "a parameter is in two groups, or in none"

@@ -19,7 +19,7 @@ def gpt(**fields) -> GPT:
 @pytest.mark.parametrize("fields", [{}, {"untied_head": True, "rotary": True, "rms_norm": True}])
 def test_every_parameter_is_in_one_group_and_only_matrices_decay(kind, fields):
     model = gpt(**fields)
-    optimizers = build_optimizers(model, kind, 0.01, 0.02, (0.9, 0.95), 0.1, torch.float32)
+    optimizers = build_optimizers(model, kind, 0.01, (0.9, 0.95), 0.02, 0.95, 0.1, torch.float32)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = [group for o in optimizers for group in o.param_groups]
     found = [names[id(p)] for group in groups for p in group["params"]]
@@ -106,7 +106,7 @@ def test_no_setting_divides_by_zero(schedule):
 
 
 def test_set_lr_scales_each_group_from_its_own_peak():
-    optimizers = build_optimizers(gpt(), "muon", 0.01, 0.02, (0.9, 0.95), 0.1, torch.float32)
+    optimizers = build_optimizers(gpt(), "muon", 0.01, (0.9, 0.95), 0.02, 0.95, 0.1, torch.float32)
     for factor in (0.5, 0.25):
         set_lr(optimizers, factor)
     lrs = [group["lr"] for o in optimizers for group in o.param_groups]
