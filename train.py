@@ -136,7 +136,7 @@ if resuming:
     for o, saved in zip(optimizers, loaded["optimizers"], strict=True):
         # moments are the checkpoint's, learning rates and the like those of the settings
         o.load_state_dict({**saved, "param_groups": o.state_dict()["param_groups"]})
-    scaler.load_state_dict(loaded["scaler"])
+    scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
 loaded = None
 
 step_tokens = batch_rows * data.T
@@ -206,7 +206,7 @@ def evaluate(split: str) -> tuple[float, float | None] | None:
     sums = []
     model.eval()
     for xs, ys in data.evaluation(split, eval_iters * batch_size, micro_rows):
-        graded, right = ys >= 0, torch.zeros(())
+        graded, right = ys >= 0, torch.zeros(())  # right: rows, where only answers are graded
         with autocast:
             loss = model(xs, ys, "sum")
             if data.masked:
@@ -313,7 +313,8 @@ if start_step > max_iters:
     say(f"nothing to do: {start_step} updates are done, more than --max_iters={max_iters}")
 elif run.any(bool(caught)):
     if writes and step > start_step:
-        demand_finite("the last loss or gradient", loss.item(), grad_norm.item())
+        norm = 0.0 if scaler.is_enabled() else grad_norm.item()  # fp16 overflows now and then
+        demand_finite("the last loss or gradient", loss.item(), norm)
         save(latest, step)
     say(f"stopped after {step} updates; the same command with --init_from=resume goes on")
 elif writes:

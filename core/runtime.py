@@ -38,7 +38,7 @@ class Runtime:
 
     def sum(self, *values: torch.Tensor) -> list[float]:
         """The sums of scalars over all ranks."""
-        total = torch.stack([value.detach().double() for value in values])
+        total = torch.tensor([value.item() for value in values], dtype=torch.float64)
         if self.world_size > 1:
             dist.all_reduce(total)
         return total.tolist()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core import UserError
-from model import GPT, GPTConfig, KVCache, draw
+from model import GPT, GPTConfig, KVCache, draw, dropout
 
 SMALL = dict(vocab_size=65, block_size=16, n_layer=3, n_head=2, n_embd=32)
 MODERN = dict(
@@ -171,6 +171,17 @@ def test_every_parameter_learns(fields):
         optimizer.zero_grad()
     for name, p in model.named_parameters():
         assert not torch.equal(p, start[name]), name
+
+
+def test_dropout_drops_a_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    for p in (0.001, 0.1, 0.5):
+        y = dropout(torch.ones(500, 1001), p, True)
+        share = max(1, round(256 * p)) / 256  # the nearest that a byte can decide
+        assert abs((y == 0).float().mean() - share) < 0.002 and abs(y.mean() - 1) < 0.005
+        assert len(y.unique()) == 2
+    x = torch.ones(4)
+    assert dropout(x, 0.5, False) is x and torch.equal(dropout(x, 0.0, True), x)
 
 
 def test_gpt2_124m_has_its_published_shape():

@@ -1,6 +1,5 @@
 """The loop: exact resume, many processes equal one, and what becomes of a run that is stopped."""
 
-import json
 import os
 import re
 import signal
@@ -51,54 +50,38 @@ def test_resumed_equals_uninterrupted_bit_for_bit(script, toy, tmp_path, options
     run = [*RUN, "--dropout=0.1", "--lr_decay_iters=40", *options]
     script("train.py", *run, "--out_dir=straight")
     script("train.py", *run, "--out_dir=resumed", "--max_iters=20")
-    script("train.py", *run, "--out_dir=resumed", "--init_from=resume", "--eval_interval=10")
-    script("train.py", *run, "--out_dir=again", "--eval_interval=10")
+    # how often a run is evaluated changes nothing either
+    script("train.py", *run, "--out_dir=resumed", "--init_from=resume", "--eval_interval=7")
     assert losses(tmp_path / "straight") == losses(tmp_path / "resumed")
     assert sorted(losses(tmp_path / "resumed")) == list(range(1, 41))
     first, second = weights(tmp_path / "straight"), weights(tmp_path / "resumed")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    # how often a run is evaluated changes nothing either
-    assert losses(tmp_path / "straight") == losses(tmp_path / "again")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_resuming_equals_never_having_stopped(script, toy, tmp_path, number):
+def test_a_run_that_is_stopped_or_killed_goes_on_as_if_it_never_had(script, toy, tmp_path):
     run = [*RUN, "--dropout=0.1", "--max_iters=400"]
     script("train.py", *run, "--out_dir=straight")
-    stopped = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *run, "--out_dir=stopped"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for line in stopped.stdout:
-        if line.startswith("step 50/"):
-            stopped.send_signal(number)
-    assert stopped.wait(60) == 128 + number
-    done = checkpoint.load(f"{tmp_path}/stopped/ckpt.pt")["step"]
-    assert 50 <= done < 400
-    script("train.py", *run, "--out_dir=stopped", "--init_from=auto")
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
-
-
-def test_kill_9_loses_no_more_than_the_steps_since_the_last_save(script, toy, tmp_path):
-    run = [*RUN, "--max_iters=400"]
-    script("train.py", *run, "--out_dir=straight")
-    killed = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *run, "--out_dir=killed"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for line in killed.stdout:
-        if line.startswith("step 50/"):
-            killed.kill()
-    killed.wait()
-    assert checkpoint.load(f"{tmp_path}/killed/ckpt.pt")["step"] >= 45
-    with open(tmp_path / "killed" / "log.jsonl", "a") as file:
-        file.write('{"step": 51, "lo')  # as if the last line had been cut off
-    script("train.py", *run, "--out_dir=killed", "--init_from=resume")
-    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        folder = tmp_path / number.name
+        stopped = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *run, f"--out_dir={folder}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for line in stopped.stdout:
+            if line.startswith("step 50/"):
+                stopped.send_signal(number)
+        status = stopped.wait(60)
+        done = checkpoint.load(f"{folder}/ckpt.pt")["step"]
+        if number == signal.SIGKILL:  # no more is lost than the updates since the last save
+            assert status == -number and done >= 45
+            with open(folder / "log.jsonl", "a") as file:
+                file.write('{"step": 51, "lo')  # a line that was cut off
+        else:
+            assert status == 128 + number and 50 <= done < 400
+        script("train.py", *run, f"--out_dir={folder}", "--init_from=auto")
+        assert_same_run(tmp_path / "straight", folder)
 
 
 def torchrun(tmp_path, *arguments, launcher=("--standalone", "--nproc_per_node=2")):
@@ -181,6 +164,7 @@ def test_the_log_and_the_checkpoints_say_what_happened(script, toy, tmp_path):
     script("train.py", *RUN, "--out_dir=run", "--max_iters=30", "--log_interval=10")
     records = log.read(f"{tmp_path}/run/log.jsonl")
     assert records[0]["config"]["max_iters"] == 30 and records[0]["parameters"] > 1000
+    assert {"seed", "n_layer", "optimizer"} <= set(records[0]["config"])
     assert records[0]["source"] == {"name": "toy text"} and "torch" in records[0]["versions"]
     train = [r for r in records if "loss" in r]
     assert [r["step"] for r in train] == [1, 10, 20, 30]
@@ -305,16 +289,10 @@ def test_a_gpu_learns_in_every_format_and_resumes(script, toy, tmp_path, dtype):
     script("sample.py", "--out_dir=run", "--num_samples=2", "--max_new_tokens=40")
 
 
-def test_the_first_line_of_the_log_is_json_with_every_setting(script, toy, tmp_path):
-    script("train.py", *RUN, "--max_iters=1", "--out_dir=run")
-    first = json.loads(open(tmp_path / "run" / "log.jsonl").readline())
-    assert {"seed", "dataset", "n_layer", "optimizer", "compile"} <= set(first["config"])
-
-
 def test_loss_is_whole_split_whatever_the_batch(script, toy, tmp_path):
     """Evaluation does not depend on how it is cut into batches."""
     values = []
-    for batch_size in (4, 7, 64):
+    for batch_size in (7, 64):
         options = [f"--batch_size={batch_size}", "--eval_iters=1000", "--eval_only"]
         out = script("train.py", *RUN, *options).stdout
         values.append(float(re.search(r"val_loss (\S+)", out)[1]))
