@@ -319,7 +319,6 @@ elif run.any(bool(caught)):
     say(f"stopped after {step} updates; the same command with --init_from=resume goes on")
 elif writes:
     say(f"done; python sample.py --out_dir={out_dir} shows what it has learned")
-if run.world_size > 1:
-    torch.distributed.destroy_process_group()
-if caught:
-    raise SystemExit(128 + caught[0])
+if wandb_log and writes:
+    wandb.finish()
+run.leave(status=128 + caught[0] if caught else 0)

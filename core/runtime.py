@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -49,6 +50,16 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised)
+
+    def leave(self, status: int) -> None:
+        """End the program, together with the other ranks."""
+        if self.world_size == 1:
+            raise SystemExit(status)
+        self.any(False)
+        sys.stdout.flush()
+        # not by way of the interpreter's teardown, in which gloo's threads abort now and then:
+        # 2 of 60 runs on two processes, their work done
+        os._exit(status)
 
 
 def start(device: str = "auto", backend: str = "auto") -> Runtime:
