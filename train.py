@@ -75,6 +75,7 @@ wandb_project = "folioGPT"  # its project
 wandb_run_name = "gpt2"  # its run
 config = configure(globals(), GPTConfig)
 globals().update(config)
+
 # ---- set-up --------------------------------------------------------------------------------------
 run = runtime.start(device, backend)
 say = run.print
@@ -162,8 +163,8 @@ say(
     f"{shape.n_embd} wide, context {shape.block_size}, vocabulary {shape.vocab_size}"
 )
 say(
-    f"batch    {step_tokens:,} tokens an update = {run.world_size} processes x "
-    f"{rank_rows // micro_rows} micro-batches x {micro_rows} rows x {data.T} tokens"
+    f"batch    {step_tokens:,} tokens an update = {run.world_size} (processes) x "
+    f"{rank_rows // micro_rows} (micro-batches) x {micro_rows} (rows) x {data.T} (tokens)"
 )
 say(f"run      {out_dir}: updates {start_step} to {max_iters}, {optimizer}, {lr_schedule}")
 
@@ -206,7 +207,7 @@ def evaluate(split: str) -> tuple[float, float | None] | None:
     sums = []
     model.eval()
     for xs, ys in data.evaluation(split, eval_iters * batch_size, micro_rows):
-        graded, right = ys >= 0, torch.zeros(())  # right: rows, where only answers are graded
+        graded, right = ys >= 0, torch.zeros(())
         with autocast:
             loss = model(xs, ys, "sum")
             if data.masked:

@@ -3,9 +3,10 @@
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
-from configurator import configure
+from configurator import configure, say_in_one_sentence
 from core import UserError
 from model import GPTConfig
 
@@ -137,3 +138,11 @@ def test_every_shipped_config_is_accepted_and_opens_with_its_command():
     for path in sorted((ROOT / "config").glob("*.py")):
         assert f"config/{path.name}" in path.read_text().splitlines()[0], path
         assert runpy.run_path(str(path), init_globals={"max_iters": 1, "learning_rate": 1.0})
+
+
+def test_out_of_gpu_memory_names_the_settings_to_lower(capfd):
+    with pytest.raises(SystemExit) as left:
+        say_in_one_sentence(torch.OutOfMemoryError, torch.OutOfMemoryError("tried 2 GiB"), None)
+    assert left.value.code == 2
+    said = capfd.readouterr().err
+    assert all(name in said for name in ("--batch_size", "--block_size", "tried 2 GiB"))

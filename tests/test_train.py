@@ -114,7 +114,7 @@ def test_two_processes_equal_one(script, toy, numbers, tmp_path, masked):
     two = torchrun(tmp_path, *run, "--out_dir=two")
     out = two.communicate(timeout=300)[0]
     assert two.returncode == 0, out
-    assert "2 processes" in out and out.count("step 20/20") == 1  # printed once
+    assert "2 (processes)" in out and out.count("step 20/20") == 1  # printed once
     one, two = (losses(tmp_path / name) for name in ("one", "two"))
     assert sorted(two) == list(range(1, 21))
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4

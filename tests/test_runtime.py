@@ -1,0 +1,56 @@
+"""The machine: devices, formats, peaks."""
+
+import pytest
+import torch
+
+from core import UserError, runtime
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("Some GPU of 2031", None),
+    ],
+)
+def test_the_peak_is_known_by_name(monkeypatch, name, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert runtime.peak_flops(CUDA, 0.0) == (tflops and tflops * 1e12)
+    assert runtime.peak_flops(CUDA, 500.0) == 500e12
+
+
+def test_a_cpu_has_no_peak_unless_told():
+    assert runtime.peak_flops(CPU, 0.0) is None and runtime.peak_flops(CPU, 0.5) == 5e11
+
+
+def test_each_process_takes_the_gpu_of_its_rank(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime.choose_device("auto", 1) == torch.device("cuda", 1)
+    assert runtime.choose_device("cuda:1", None) == torch.device("cuda", 1)
+    assert runtime.choose_device("cpu", 1) == CPU
+    with pytest.raises(UserError, match="cuda:2 is not there: this machine has 2 GPUs"):
+        runtime.choose_device("cuda", 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert runtime.choose_device("auto", None) == CPU
+
+
+def test_the_format_follows_the_hardware(monkeypatch):
+    for bf16, capability, expected in (
+        (True, (8, 0), torch.bfloat16),
+        (False, (7, 5), torch.float16),
+        (False, (6, 1), torch.float32),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)  # noqa: B023
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)  # noqa: B023
+        assert runtime.choose_dtype("auto", CUDA) == expected
+    assert runtime.choose_dtype("float16", CUDA) == torch.float16
