@@ -39,9 +39,6 @@ globals().update(settings)
 
 # ---- the model, its tokenizer, the prompt --------------------------------------------------------
 run = runtime.start(device)
-if dtype == "auto" and run.device.type == "cpu":
-    dtype = "float32"  # a matrix times one vector gains nothing from bf16 there
-autocast = runtime.autocast(run.device, runtime.choose_dtype(dtype, run.device))
 path = checkpoint.find(out_dir or checkpoint.newest_run())
 loaded = checkpoint.load(path)
 saved_tokenizer = loaded["tokenizer"]
@@ -53,6 +50,11 @@ if saved_tokenizer is None:
     saved_tokenizer = read_meta(os.path.join("data", dataset))["tokenizer"]
 tokenizer = from_dict(saved_tokenizer)
 model = GPT.from_weights(loaded["model_args"], loaded["model"]).to(run.device).eval()
+if dtype == "auto" and run.device.type == "cpu":
+    dtype = "float32"  # a matrix times one vector gains nothing from bf16 there
+autocast = runtime.autocast(
+    run.device, runtime.choose_dtype(dtype, run.device, model.config.n_embd)
+)
 
 if start.startswith("FILE:"):
     try:
@@ -61,7 +63,10 @@ if start.startswith("FILE:"):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--start={start}: the prompt can't be read: {error}.") from None
 ids = tokenizer.encode(start) or [tokenizer.start_token]
-print(f"{path}: {loaded['step']} updates, val loss {loaded['best_val_loss']:.4f}", file=sys.stderr)
+print(
+    f"{path}: {loaded['step']} updates, best val loss {loaded['best_val_loss']:.4f}",
+    file=sys.stderr,
+)
 if len(ids) > model.config.block_size:
     print(
         f"the model reads the last {model.config.block_size} tokens of the prompt", file=sys.stderr

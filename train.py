@@ -79,8 +79,6 @@ globals().update(config)
 # ---- set-up --------------------------------------------------------------------------------------
 run = runtime.start(device, backend)
 say = run.print
-matmul_dtype = runtime.choose_dtype(dtype, run.device)
-autocast = runtime.autocast(run.device, matmul_dtype)
 torch.manual_seed(seed)
 
 # the batch: the same rows whatever the number of processes, which share them equally
@@ -123,6 +121,8 @@ if loaded and loaded["tokenizer"] not in (tokenizer, None):
 model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
 model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
 model.to(run.device)
+matmul_dtype = runtime.choose_dtype(dtype, run.device, model.config.n_embd)
+autocast = runtime.autocast(run.device, matmul_dtype)
 betas = beta1, beta2
 muon = muon_lr, muon_momentum
 optimizers = build_optimizers(

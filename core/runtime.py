@@ -100,8 +100,11 @@ def choose_device(name: str, local_rank: int | None) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The format of matrix products: `auto` is bf16 where the hardware multiplies in it."""
+def choose_dtype(name: str, device: torch.device, width: int) -> torch.dtype:
+    """The format of matrix products: `auto` is bf16 where the hardware multiplies in it.
+
+    width: channels of the model. On a CPU, below 256 of them, the casts cost more than bf16 saves.
+    """
     if name != "auto":
         if name == "float16" and device.type == "cpu":
             raise UserError("dtype=float16 does not train on a CPU: use bfloat16 or float32.")
@@ -111,7 +114,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16
         # tensor cores came with compute capability 7
         return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
-    able = cpu_capabilities() if device.type == "cpu" else {}
+    able = cpu_capabilities() if device.type == "cpu" and width >= 256 else {}
     return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
 
 
