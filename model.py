@@ -319,7 +319,8 @@ def draw(
 
     repetition_penalty makes what the context holds less likely (https://arxiv.org/abs/1909.05858);
     temperature divides the logits, 0 takes the likeliest; top_k keeps the k likeliest, 0 = all;
-    top_p keeps the fewest that hold this share of the probability (https://arxiv.org/abs/1904.09751);
+    top_p keeps the fewest that hold this share of the probability
+    (https://arxiv.org/abs/1904.09751);
     min_p keeps those at least this fraction as likely as the likeliest
     (https://arxiv.org/abs/2407.01082).
     """
