@@ -2,7 +2,7 @@
 
 A script assigns its settings at its top, one a line, each with a comment, and then says
 
-    globals().update(configure(globals()))
+    globals().update(configure(__file__))
 
 after which all of these work, `-` and `_` being the same:
 
@@ -12,6 +12,7 @@ after which all of these work, `-` and `_` being the same:
 A setting's type is that of its default; `Literal["a", "b"]` as its annotation lists choices.
 """
 
+import ast
 import contextlib
 import difflib
 import inspect
@@ -22,7 +23,7 @@ import tokenize
 from ast import literal_eval
 from dataclasses import MISSING, dataclass, fields
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from core import UserError
 
@@ -37,7 +38,7 @@ RANGES = {
     "at least 0": (
         lambda v: v >= 0,
         "max_iters warmup_iters lr_decay_iters max_new_tokens min_lr weight_decay grad_clip "
-        "logit_softcap peak_tflops temperature top_k seed",
+        "logit_softcap peak_tflops temperature top_k seed smear",
     ),
     "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty"),
     "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p"),
@@ -83,16 +84,23 @@ class Setting:
         return self.check(value, "command line")
 
 
-def configure(script: dict, *also: type, argv: list[str] | None = None) -> dict:
+def configure(script: str, *also: str | type, argv: list[str] | None = None) -> dict:
     """The script's settings, name -> value, after the command line's config files and options.
 
-    script: the script's globals(), in which only the settings are plain values so far.
-    also: dataclasses whose fields with a default are settings of the script too.
+    script: the path of the script, whose settings are the plain values that it assigns before it
+        calls this function.
+    also: where more settings stand: another script beside this one, or a dataclass, of which they
+        are the fields with a default. What the script sets itself goes first.
     argv: the arguments, by default the process's. `--help` prints all settings and exits.
     Raises UserError for a wrong key, type, value or file.
     """
     sys.excepthook = say_in_one_sentence
-    settings = find_settings(script, also)
+    folder = os.path.dirname(os.path.abspath(script))
+    settings: dict[str, Setting] = {}
+    for source in (script, *also):
+        is_script = isinstance(source, str)
+        found = of_script(os.path.join(folder, source)) if is_script else of_class(source)
+        settings |= {name: setting for name, setting in found.items() if name not in settings}
     values = {name: setting.default for name, setting in settings.items()}
     arguments = list(sys.argv[1:] if argv is None else argv)
     while arguments:
@@ -119,21 +127,39 @@ def configure(script: dict, *also: type, argv: list[str] | None = None) -> dict:
     return values
 
 
-def find_settings(script: dict, also: tuple[type, ...]) -> dict[str, Setting]:
-    """Every plain value among the script's names, and each defaulted field of the dataclasses."""
-    annotations = inspect.get_annotations(sys.modules[script["__name__"]])
-    found = {
-        name: (value, annotations.get(name))
-        for name, value in script.items()
-        if not name.startswith("_") and isinstance(value, tuple(KINDS))
-    }
-    comments = read_comments(script["__file__"])
-    for cls in also:
-        found |= {f.name: (f.default, f.type) for f in fields(cls) if f.default is not MISSING}
-        comments |= read_comments(inspect.getfile(cls))
+def of_script(path: str) -> dict[str, Setting]:
+    """Every plain value assigned at the top of a script before it calls `configure`."""
+    with tokenize.open(path) as source:
+        statements = ast.parse(source.read()).body
+    comments, found = read_comments(path), {}
+    for statement in statements:
+        if "configure(" in ast.unparse(statement):
+            break
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not statement.value:
+            continue
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+        choices = ()
+        with contextlib.suppress(NameError):  # of what is not a plain value
+            value = evaluate(statement.value, path)
+            if isinstance(statement, ast.AnnAssign):
+                choices = get_args(evaluate(statement.annotation, path))
+            if isinstance(target, ast.Name) and type(value) in KINDS and target.id[0] != "_":
+                found[target.id] = Setting(target.id, value, comments.get(target.id, ""), choices)
+    return found
+
+
+def evaluate(expression: ast.expr, path: str):
+    code = compile(ast.Expression(expression), path, "eval")
+    return eval(code, {"__builtins__": {}, "Literal": Literal})
+
+
+def of_class(cls: type) -> dict[str, Setting]:
+    """Each field of a dataclass that has a default."""
+    comments = read_comments(inspect.getfile(cls))
     return {
-        name: Setting(name, default, comments.get(name, ""), get_args(annotation))
-        for name, (default, annotation) in found.items()
+        f.name: Setting(f.name, f.default, comments.get(f.name, ""), get_args(f.type))
+        for f in fields(cls)
+        if f.default is not MISSING
     }
 
 
@@ -180,8 +206,10 @@ def known(name: str, settings: dict[str, Setting], source: str, written: str) ->
     )
 
 
-def print_help(script: dict, settings: dict[str, Setting]) -> None:
-    print((script["__doc__"] or "").strip() + "\n\nSettings, with their defaults:")
+def print_help(script: str, settings: dict[str, Setting]) -> None:
+    with tokenize.open(script) as source:
+        description = ast.get_docstring(ast.parse(source.read()), clean=False) or ""
+    print(description.strip() + "\n\nSettings, with their defaults:")
     for name, setting in settings.items():
         choices = f"({setting.accepted}) " if setting.choices else ""
         print(f"  --{name}={setting.default!s:<{30 - len(name)}} {choices}{setting.comment}")

@@ -25,10 +25,10 @@ class GPTConfig:
     n_head: int = 12  # attention heads a block; divides n_embd
     n_embd: int = 768  # width: channels of the residual stream
     dropout: float = 0.0  # of block outputs, embeddings and attention weights; 0 for pretraining
-    attn_dropout: bool = True  # of attention weights too, as GPT-2; without, a CPU is twice as fast
     bias: bool = True  # biases in linear layers and LayerNorms, as GPT-2
     activation: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's, nanoGPT's, Primer's
     rotary: bool = False  # rotary instead of learned positions: https://arxiv.org/abs/2104.09864
+    smear: int = 0  # add the last so many tokens' embeddings, cf. https://arxiv.org/abs/2305.13048
     rms_norm: bool = False  # RMSNorm instead of LayerNorm: https://arxiv.org/abs/1910.07467
     qk_norm: bool = False  # normalize queries and keys: https://arxiv.org/abs/2010.04245
     logit_softcap: float = 0.0  # c: c * tanh(logits / c), 0 = off: https://arxiv.org/abs/2408.00118
@@ -58,6 +58,7 @@ class KVCache:
     def __init__(self, size: int):
         self.size, self.length = size, 0
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.embeddings: Tensor | None = None  # of the last tokens, for Smear
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T more tokens of one layer and return those of all its tokens so far.
@@ -82,8 +83,9 @@ def norm_layer(config: GPTConfig) -> nn.Module:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel pairs (i, i + hs/2) of x (..., T, hs) by their position's angles (T, hs/2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    half = x.size(-1) // 2
+    return torch.addcmul(x * cos.to(x.dtype), x.roll(half, dims=-1), sin.to(x.dtype))
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -95,8 +97,28 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         return F.dropout(x, p, training)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 8),))
     dropped = max(1, round(256 * p))
-    keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    # compared as floats: compilers turn a mask of bytes into one of floats element by element
+    keep = words.view(torch.uint8)[: x.numel()].view(x.shape).float() >= dropped
     return x * keep * (256 / (256 - dropped))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, past: int, p: float) -> Tensor:
+    """Causal attention of T queries to `past + T` keys, with dropout p: (B, nh, T, hs).
+
+    On a CPU the fused kernel draws its dropout masks slowly, and is slower than these four lines
+    in bf16 at short contexts; at long ones, and in fp32, it is faster and needs less memory.
+    """
+    T = q.size(2)
+    mask = None
+    if T > 1 and past:  # new token i sees all of the past and the new ones up to itself
+        mask = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
+    fused = q.device.type != "cpu" or (p == 0 and (q.dtype == torch.float32 or T > 256))
+    if fused or past or T == 1:
+        return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=T > 1 and not past)
+    weights = (q * q.size(-1) ** -0.5) @ k.mT  # (B, nh, T, T)
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    weights = weights.masked_fill(future, -math.inf).softmax(dim=-1)
+    return dropout(weights, p, training=True) @ v
 
 
 class CausalSelfAttention(nn.Module):
@@ -105,7 +127,6 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head, self.dropout, self.qk_norm = config.n_head, config.dropout, config.qk_norm
-        self.attn_dropout = config.dropout if config.attn_dropout else 0.0
         self.layer = layer
 
     def forward(self, x: Tensor, rotation, cache: KVCache | None) -> Tensor:
@@ -117,14 +138,10 @@ class CausalSelfAttention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, *rotation)
         (q, k), (v,) = qk, v  # (B, nh, T, hs) each
-        mask, past = None, cache.length if cache else 0
+        past = cache.length if cache else 0
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        if past and T > 1:  # new token i sees all of the past and the new ones up to itself
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        p = self.attn_dropout if self.training else 0.0
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
+        y = attention(q, k, v, past, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
         return dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -154,6 +171,30 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Smear(nn.Module):
+    """Adds to each embedding those of the n tokens before it, times a learned share a channel.
+
+    RWKV's token shift (https://arxiv.org/abs/2305.13048), of the embeddings only, as modded-nanogpt
+    has it: what stands just before is then known without a layer of attention that finds it.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.smear, config.n_embd))
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        n, T = len(self.weight), x.size(1)
+        if cache is not None and cache.length:
+            known = torch.cat((cache.embeddings, x), dim=1)
+        else:
+            known = F.pad(x, (0, 0, n, 0))
+        if cache is not None:
+            cache.embeddings = known[:, -n:]
+        for i, share in enumerate(self.weight, start=1):
+            x = x + share * known[:, n - i : n - i + T]
+        return x
+
+
 class Undrawn(TorchFunctionMode):
     """Under it, modules leave the memory of their weights as it is: a checkpoint replaces them."""
 
@@ -171,6 +212,8 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(V, C)})
         if not config.rotary:
             self.transformer["wpe"] = nn.Embedding(config.block_size, C)
+        if config.smear:
+            self.transformer["smear"] = Smear(config)
         self.transformer["h"] = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.transformer["ln_f"] = norm_layer(config)
         self.lm_head = nn.Linear(C, V, bias=False)
@@ -191,6 +234,8 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.ndim == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif name.endswith("smear.weight"):
+                p.zero_()
             elif self.config.zero_init and name.endswith(("c_proj.weight", "lm_head.weight")):
                 p.zero_()
             else:
@@ -232,6 +277,8 @@ class GPT(nn.Module):
         past, T = cache.length if cache else 0, idx.size(1)
         assert past + T <= self.config.block_size, "the context is longer than block_size"
         x = self.transformer.wte(idx)
+        if self.config.smear:
+            x = self.transformer.smear(x, cache)
         rotation = None
         if self.config.rotary:
             rotation = self.cos[past : past + T], self.sin[past : past + T]
@@ -261,7 +308,7 @@ class GPT(nn.Module):
         logits, targets = logits.flatten(0, 1), targets.flatten()
         return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self, idx: Tensor, max_new_tokens: int, stop_tokens=(), seed=None, use_cache=True, **drawing
     ) -> Iterator[Tensor]:
@@ -330,15 +377,16 @@ def draw(
         logits = logits.scatter(1, context, seen)
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.size(-1):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+    tokens = None
+    if 0 < top_k < logits.size(-1) or top_p < 1:  # the likeliest first
+        logits, tokens = logits.topk(min(top_k or logits.size(-1), logits.size(-1)))
+    likely = (logits / temperature).softmax(-1)
     if top_p < 1:
-        likely, order = logits.softmax(-1).sort(-1, descending=True)
         beyond = likely.cumsum(-1) - likely >= top_p  # the tokens before it are enough
-        logits = logits.masked_fill(beyond.scatter(1, order, beyond), -math.inf)
+        likely = likely.masked_fill(beyond, 0)
     if min_p > 0:
-        likely = logits.softmax(-1)
-        floor = min_p * likely.amax(-1, keepdim=True)
-        logits = logits.masked_fill(likely < floor, -math.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        likely = likely.masked_fill(likely < min_p * likely.amax(-1, keepdim=True), 0)
+    # the winner of a race of exponential clocks: torch.multinomial would wait for a GPU
+    clocks = torch.empty_like(likely).exponential_(generator=generator)
+    drawn = (likely / clocks).argmax(-1, keepdim=True)
+    return (drawn if tokens is None else tokens.gather(1, drawn))[:, 0]

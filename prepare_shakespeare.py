@@ -29,7 +29,7 @@ url = (  # where the text is downloaded from
 sha256 = (  # what must arrive, "" = anything
     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 )
-globals().update(configure(globals()))
+globals().update(configure(__file__))
 
 # ---- the text: --input, an earlier download, the network, or what Python carries -----------------
 folder = os.path.join("data", "shakespeare_char" if tokenizer == "char" else "shakespeare")

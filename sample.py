@@ -33,8 +33,8 @@ seed = 1337  # the same seed, the same samples
 stream = True  # print token by token; False computes all samples at once, faster in all
 dataset = ""  # whose tokenizer to take, for a nanoGPT checkpoint that carries none
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
-dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of products; on a CPU float32
-settings = configure(globals())
+dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
+settings = configure(__file__)
 globals().update(settings)
 
 # ---- the model, its tokenizer, the prompt --------------------------------------------------------
@@ -49,12 +49,8 @@ if saved_tokenizer is None:
         )
     saved_tokenizer = read_meta(os.path.join("data", dataset))["tokenizer"]
 tokenizer = from_dict(saved_tokenizer)
-model = GPT.from_weights(loaded["model_args"], loaded["model"]).to(run.device).eval()
-if dtype == "auto" and run.device.type == "cpu":
-    dtype = "float32"  # a matrix times one vector gains nothing from bf16 there
-autocast = runtime.autocast(
-    run.device, runtime.choose_dtype(dtype, run.device, model.config.n_embd)
-)
+model = GPT.from_weights(loaded["model_args"], loaded["model"])
+model = runtime.for_generation(model, dtype, run.device)
 
 if start.startswith("FILE:"):
     try:
@@ -91,18 +87,17 @@ def until_stop(pieces: Iterable[str]) -> Iterator[str]:
 
 
 # ---- samples, as they come -----------------------------------------------------------------------
-with autocast:
-    if stream:
-        samples = (
-            (token.item() for (token,) in model.generate(prompt, max_new_tokens, seed=s, **drawing))
-            for s in range(seed, seed + num_samples)
-        )
-    else:
-        batch = prompt.repeat(num_samples, 1)
-        tokens = list(model.generate(batch, max_new_tokens, seed=seed, **drawing))
-        samples = torch.stack(tokens, dim=1).tolist() if tokens else [[]] * num_samples
-    for sample in samples:
-        print(start, end="", flush=True)
-        for piece in until_stop(map(tokenizer.stream(), sample)):
-            print(piece, end="", flush=stream)
-        print("\n---------------", flush=True)
+if stream:
+    samples = (
+        (token.item() for (token,) in model.generate(prompt, max_new_tokens, seed=s, **drawing))
+        for s in range(seed, seed + num_samples)
+    )
+else:
+    batch = prompt.repeat(num_samples, 1)
+    tokens = list(model.generate(batch, max_new_tokens, seed=seed, **drawing))
+    samples = torch.stack(tokens, dim=1).tolist() if tokens else [[]] * num_samples
+for sample in samples:
+    print(start, end="", flush=True)
+    for piece in until_stop(map(tokenizer.stream(), sample)):
+        print(piece, end="", flush=stream)
+    print("\n---------------", flush=True)

@@ -15,18 +15,16 @@ import math
 import os
 import platform
 import time
-from contextlib import nullcontext
 from dataclasses import fields
 from datetime import timedelta
 from typing import Literal
 
 import torch
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from configurator import configure
 from core import UserError, checkpoint, log, runtime
-from core.dataset import Dataset, ensure_prepared
-from core.optimizer import build_optimizers, lr_factor, set_lr
+from core.dataset import Dataset, ensure_prepared, share_rows
+from core.optimizer import build_optimizers, lr_factor, set_lr, update
 from model import GPT, GPTConfig
 
 # ---- settings: a config file and --key=value override them; the model's stand in GPTConfig -------
@@ -73,7 +71,7 @@ peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
 wandb_log = False  # to Weights & Biases, besides log.jsonl
 wandb_project = "folioGPT"  # its project
 wandb_run_name = "gpt2"  # its run
-config = configure(globals(), GPTConfig)
+config = configure(__file__, GPTConfig)
 globals().update(config)
 
 # ---- set-up --------------------------------------------------------------------------------------
@@ -81,16 +79,7 @@ run = runtime.start(device, backend)
 say = run.print
 torch.manual_seed(seed)
 
-# the batch: the same rows whatever the number of processes, which share them equally
-batch_rows = gradient_accumulation_steps * batch_size
-if batch_rows % run.world_size:
-    fitting = [b for b in range(1, 2 * batch_size + run.world_size) if not b % run.world_size]
-    raise UserError(
-        f"gradient_accumulation_steps={gradient_accumulation_steps} times batch_size={batch_size} "
-        f"rows can't be shared by {run.world_size} processes; these batch sizes can: {fitting}"
-    )
-rank_rows = batch_rows // run.world_size
-micro_rows = max(n for n in range(1, batch_size + 1) if rank_rows % n == 0)
+batch_rows, micro_rows = share_rows(gradient_accumulation_steps, batch_size, run.world_size)
 
 # where to start: a checkpoint brings the model's shape; dropout and shorter rows are free
 latest, best = (os.path.join(out_dir, name) for name in (checkpoint.LATEST, checkpoint.BEST))
@@ -121,7 +110,7 @@ if loaded and loaded["tokenizer"] not in (tokenizer, None):
 model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
 model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
 model.to(run.device)
-matmul_dtype = runtime.choose_dtype(dtype, run.device, model.config.n_embd)
+matmul_dtype = runtime.choose_dtype(dtype, run.device)
 autocast = runtime.autocast(run.device, matmul_dtype)
 betas = beta1, beta2
 muon = muon_lr, muon_momentum
@@ -164,7 +153,8 @@ say(
 )
 say(
     f"batch    {step_tokens:,} tokens an update = {run.world_size} (processes) x "
-    f"{rank_rows // micro_rows} (micro-batches) x {micro_rows} (rows) x {data.T} (tokens)"
+    f"{batch_rows // run.world_size // micro_rows} (micro-batches) x {micro_rows} (rows) x "
+    f"{data.T} (tokens)"
 )
 say(f"run      {out_dir}: updates {start_step} to {max_iters}, {optimizer}, {lr_schedule}")
 
@@ -173,7 +163,7 @@ runtime.set_deterministic(deterministic, run.device, compiled)
 if compiled:
     say("compile  a minute or so ...")
     say(f"compile  {runtime.compile_model(model, x[:micro_rows], y[:micro_rows], autocast)}")
-net = DDP(model, gradient_as_bucket_view=True) if run.world_size > 1 else model
+net = run.parallel(model)
 
 writes = run.rank == 0 and not eval_only
 if writes:
@@ -274,24 +264,10 @@ for step in range(start_step, max_iters + 1):
     factor = factor if decay_lr else 1.0
     set_lr(optimizers, factor)
     torch.manual_seed(runtime.seed_at(seed, step, run.rank))  # of dropout
-    graded = run.sum((y >= 0).sum())[0] if data.masked else batch_rows * data.T
-    loss = torch.zeros((), device=run.device)
-    for first in range(0, rank_rows, micro_rows):
-        micro = slice(first, first + micro_rows)
-        last = micro.stop == rank_rows
-        with nullcontext() if last or net is model else net.no_sync():  # gradients meet once
-            with autocast:
-                share = net(x[micro], y[micro], "sum") / graded
-            scaler.scale(share * run.world_size).backward()  # DDP takes the mean over processes
-        loss += share.detach()
+    micro_batches = list(zip(x.split(micro_rows), y.split(micro_rows), strict=True))
+    graded = data.graded(y)
+    loss, grad_norm = update(net, optimizers, scaler, autocast, micro_batches, graded, grad_clip)
     x, y = data.batch("train", step + 1)  # copied to a GPU while it computes
-    for o in optimizers:
-        scaler.unscale_(o)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    for o in optimizers:
-        scaler.step(o)
-    scaler.update()
-    model.zero_grad(set_to_none=True)
 
     done = step + 1
     if done % log_interval == 0 or done in (1, max_iters):

@@ -10,7 +10,6 @@ rotary = rms_norm = qk_norm = zero_init = True
 activation = "relu2"
 bias = False
 dropout = 0.1
-attn_dropout = False
 
 batch_size, gradient_accumulation_steps = 16, 1
 max_iters = 1200

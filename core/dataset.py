@@ -130,6 +130,22 @@ def ensure_prepared(folder: str, command: str, retry_fallback: bool) -> None:
         )
 
 
+def share_rows(accumulation: int, batch_size: int, processes: int) -> tuple[int, int]:
+    """The rows of a global batch, and how many of them a process computes at once.
+
+    The same rows whatever the number of processes, which share them equally.
+    """
+    rows = accumulation * batch_size
+    if rows % processes:
+        fitting = [b for b in range(1, 2 * batch_size + processes) if not b % processes]
+        raise UserError(
+            f"gradient_accumulation_steps={accumulation} times batch_size={batch_size} rows can't "
+            f"be shared by {processes} processes; these batch sizes can: {fitting}"
+        )
+    share = rows // processes
+    return rows, max(n for n in range(1, batch_size + 1) if share % n == 0)
+
+
 class Split:
     """One split of a dataset: its files, checked, and its tokens on the device if they are few."""
 
@@ -219,6 +235,10 @@ class Dataset:
         first = step * self.batch_rows + self.runtime.rank * share
         starts = self.shuffled_starts(split, np.arange(first, first + share))
         return self.splits[split].rows(starts, self.T)
+
+    def graded(self, y: torch.Tensor) -> float:
+        """How many tokens of the global batch are graded, y being this rank's."""
+        return self.runtime.sum((y >= 0).sum())[0] if self.masked else self.batch_rows * self.T
 
     def shuffled_starts(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Where those rows of the endless shuffled order start: epochs without replacement."""

@@ -1,28 +1,31 @@
-"""Parameter groups, AdamW and Muon, learning-rate schedules."""
+"""Parameter groups, AdamW and Muon, learning-rate schedules, and one update."""
 
 import math
 from collections import defaultdict
+from contextlib import nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 # Quintic Newton-Schulz coefficients with the steepest slope at zero, and steps that bring every
 # singular value near 1. Source: https://kellerjordan.github.io/posts/muon/
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
-def orthogonalize(G: torch.Tensor) -> torch.Tensor:
+def orthogonalize(G: Tensor) -> Tensor:
     """Nearest semi-orthogonal matrices to a stack of them, (N, rows, cols), by Newton-Schulz.
 
     Singular values above some hundredths of the norm end between 0.65 and 1.25 instead of at 1,
     which serves as well; smaller ones fall short.
     """
     a, b, c = NEWTON_SCHULZ
-    X = G.mT if G.size(-2) > G.size(-1) else G
+    X = G.mT.contiguous() if G.size(-2) > G.size(-1) else G
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A A
+        X = torch.baddbmm(X, B, X, beta=a)  # a X + B X
     return X.mT if G.size(-2) > G.size(-1) else X
 
 
@@ -44,26 +47,26 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         assert closure is None, "Muon does not re-evaluate the loss"
-        stacks = defaultdict(list)  # shape of a matrix -> [(it, its update, -lr), ...]
+        stacks = defaultdict(list)  # (shape of a matrix, lr) -> [(it, its update), ...]
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             grads, moments = [p.grad for p in params], [self.momentum_of(p) for p in params]
             if params:
                 torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
                 updates = torch._foreach_lerp(grads, moments, group["momentum"])  # Nesterov
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                whole = [t.chunk(group["pieces"]) for t in params], updates
-                for pieces, update in zip(*whole, strict=True):
-                    for piece, part in zip(pieces, update.chunk(group["pieces"]), strict=True):
-                        stacks[tuple(part.shape)].append((piece, part, -group["lr"]))
-        for (rows, cols), stack in stacks.items():
-            pieces, parts, lrs = zip(*stack, strict=True)
-            updates = orthogonalize(torch.stack(parts).to(self.dtype)).to(pieces[0].dtype)
+                if group["weight_decay"]:
+                    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                for p, update in zip(params, updates, strict=True):
+                    pieces = p.chunk(group["pieces"]), update.chunk(group["pieces"])
+                    for piece, part in zip(*pieces, strict=True):
+                        stacks[piece.shape, group["lr"]].append((piece, part.to(self.dtype)))
+        for ((rows, cols), lr), stack in stacks.items():
+            pieces, parts = zip(*stack, strict=True)
+            updates = orthogonalize(torch.stack(parts)).to(pieces[0].dtype).unbind()
             scale = max(1.0, rows / cols) ** 0.5  # equal change of the output, whatever the shape
-            steps = torch._foreach_mul(list(updates.unbind()), [lr * scale for lr in lrs])
-            torch._foreach_add_(list(pieces), steps)
+            torch._foreach_add_(list(pieces), list(updates), alpha=-lr * scale)
 
-    def momentum_of(self, p: torch.Tensor) -> torch.Tensor:
+    def momentum_of(self, p: Tensor) -> Tensor:
         if "momentum_buffer" not in self.state[p]:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return self.state[p]["momentum_buffer"]
@@ -103,6 +106,41 @@ def build_optimizers(
     for group in (group for o in optimizers for group in o.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def update(
+    net: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    autocast,
+    micro_batches: list[tuple[Tensor, Tensor]],
+    graded: float,
+    grad_clip: float,
+) -> tuple[Tensor, Tensor]:
+    """One update, by the gradient of the mean loss over the graded tokens of a global batch.
+
+    net: the model, or DDP around it, whose processes each bring their own micro-batches (x, y).
+    graded: how many tokens are graded in the micro-batches of all processes.
+    Returns this process's part of that loss and the gradient's norm before it was clipped, both
+    on the device: reading them waits for it.
+    """
+    parallel, total = isinstance(net, DDP), torch.zeros((), device=micro_batches[0][0].device)
+    processes = torch.distributed.get_world_size() if parallel else 1
+    for i, (x, y) in enumerate(micro_batches, start=1):
+        alone = parallel and i < len(micro_batches)  # gradients meet once
+        with net.no_sync() if alone else nullcontext():
+            with autocast:
+                loss = net(x, y, "sum") / graded
+            scaler.scale(loss * processes).backward()  # DDP takes the mean over processes
+        total += loss.detach()
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(net.parameters(), grad_clip or math.inf)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    net.zero_grad(set_to_none=True)
+    return total, norm
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

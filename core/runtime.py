@@ -11,8 +11,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from core import UserError
+from core.quantize import to_int8
 
 # Dense bf16 (fp16 before it) peaks in TFLOP/s from the makers' data sheets, for MFU. The first
 # name that stands in the device's own counts.
@@ -50,6 +52,10 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model, around it DDP where there are other ranks to share gradients with."""
+        return DDP(model, gradient_as_bucket_view=True) if self.world_size > 1 else model
 
     def leave(self, status: int) -> None:
         """End the program, together with the other ranks."""
@@ -100,22 +106,33 @@ def choose_device(name: str, local_rank: int | None) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, width: int) -> torch.dtype:
-    """The format of matrix products: `auto` is bf16 where the hardware multiplies in it.
-
-    width: channels of the model. On a CPU, below 256 of them, the casts cost more than bf16 saves.
-    """
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The format of matrix products: `auto` is bf16 where the hardware multiplies in it."""
     if name != "auto":
         if name == "float16" and device.type == "cpu":
-            raise UserError("dtype=float16 does not train on a CPU: use bfloat16 or float32.")
+            raise UserError("dtype=float16 is slow on a CPU: use bfloat16 or float32.")
         return getattr(torch, name)
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         # tensor cores came with compute capability 7
         return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
-    able = cpu_capabilities() if device.type == "cpu" and width >= 256 else {}
+    able = cpu_capabilities() if device.type == "cpu" else {}
     return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+
+
+def for_generation(model: nn.Module, dtype: str, device: torch.device) -> nn.Module:
+    """The model on the device, its weights in the format in which it generates fastest.
+
+    `auto` is that of training, but fp32 on a CPU, where a matrix times one vector gains nothing
+    from bf16. `int8` is twice as fast there and rounds the weights.
+    """
+    model = model.to(device).eval()
+    if dtype == "int8":
+        return to_int8(model)
+    if dtype == "auto" and device.type == "cpu":
+        return model.float()
+    return model.to(choose_dtype(dtype, device))
 
 
 def cpu_capabilities() -> dict:
@@ -194,6 +211,25 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = cpu_capabilities().get("cpu_name", "CPU") if device.type == "cpu" else "Apple GPU"
     return f"{name}, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of a GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes a second that adding up a large tensor reads, the best of three."""
+    tensor, seconds = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device), []
+    for _ in range(4):
+        began = time.perf_counter()
+        tensor.sum().item()
+        seconds.append(time.perf_counter() - began)
+    return 4 * tensor.numel() / min(seconds)
 
 
 def peak_flops(device: torch.device, peak_tflops: float) -> float | None:

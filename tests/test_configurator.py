@@ -28,12 +28,8 @@ def settings(tmp_path, monkeypatch):
     """A function that configures the script above with a command line."""
     path = tmp_path / "settings_script.py"
     path.write_text(SCRIPT)
-    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.delitem(sys.modules, "settings_script", raising=False)
-    import settings_script
-
-    return lambda *argv: configure(vars(settings_script), argv=[str(a) for a in argv])
+    return lambda *argv: configure(str(path), argv=[str(a) for a in argv])
 
 
 def test_every_way_to_write_an_option(settings):

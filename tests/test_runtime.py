@@ -52,13 +52,12 @@ def test_the_format_follows_the_hardware(monkeypatch):
     ):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)  # noqa: B023
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)  # noqa: B023
-        assert runtime.choose_dtype("auto", CUDA, 64) == expected
-    assert runtime.choose_dtype("float16", CUDA, 64) == torch.float16
+        assert runtime.choose_dtype("auto", CUDA) == expected
+    assert runtime.choose_dtype("float16", CUDA) == torch.float16
 
 
-def test_a_narrow_model_on_a_cpu_stays_in_fp32(monkeypatch):
+def test_a_cpu_multiplies_in_bf16_where_it_can(monkeypatch):
     monkeypatch.setattr(runtime, "cpu_capabilities", lambda: {"amx_bf16": True})
-    assert runtime.choose_dtype("auto", CPU, 128) == torch.float32
-    assert runtime.choose_dtype("auto", CPU, 256) == torch.bfloat16
+    assert runtime.choose_dtype("auto", CPU) == torch.bfloat16
     monkeypatch.setattr(runtime, "cpu_capabilities", dict)
-    assert runtime.choose_dtype("auto", CPU, 256) == torch.float32
+    assert runtime.choose_dtype("auto", CPU) == torch.float32
