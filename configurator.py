@@ -33,12 +33,13 @@ RANGES = {
     "at least 1": (
         lambda v: v >= 1,
         "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd num_samples "
-        "eval_interval eval_iters log_interval",
+        "eval_iters log_interval prompt_tokens",
     ),
     "at least 0": (
         lambda v: v >= 0,
-        "max_iters warmup_iters lr_decay_iters max_new_tokens min_lr weight_decay grad_clip "
-        "logit_softcap peak_tflops temperature top_k seed smear",
+        "max_iters eval_interval warmup_iters lr_decay_iters max_new_tokens min_lr weight_decay "
+        "grad_clip logit_softcap peak_tflops temperature top_k seed smear loss_chunk updates "
+        "new_tokens",
     ),
     "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty"),
     "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p"),

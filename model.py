@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from core import UserError
 
@@ -33,6 +34,7 @@ class GPTConfig:
     qk_norm: bool = False  # normalize queries and keys: https://arxiv.org/abs/2010.04245
     logit_softcap: float = 0.0  # c: c * tanh(logits / c), 0 = off: https://arxiv.org/abs/2408.00118
     untied_head: bool = False  # an output matrix apart from the token embedding
+    loss_chunk: int = 0  # tokens whose logits are in memory at once, 0 = all; a tenth slower
     zero_init: bool = False  # block outputs start at 0: https://arxiv.org/abs/2203.03466
 
     def __post_init__(self):
@@ -302,11 +304,20 @@ class GPT(nn.Module):
 
         The loss is the cross-entropy in nats, its mean or its "sum" over the graded tokens.
         """
-        logits = self.head(self.hidden(idx))
+        x = self.hidden(idx)
         if targets is None:
-            return logits
-        logits, targets = logits.flatten(0, 1), targets.flatten()
-        return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
+            return self.head(x)
+        x, targets = x.flatten(0, 1), targets.flatten()
+        if chunk := self.config.loss_chunk:  # each piece's logits are computed again in backward
+            pieces = zip(x.split(chunk), targets.split(chunk), strict=True)
+            loss = sum(checkpoint(self.loss, *piece, use_reentrant=False) for piece in pieces)
+        else:
+            loss = self.loss(x, targets)
+        return loss if reduction == "sum" else loss / (targets >= 0).sum()
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """(N, C), (N,) -> the summed cross-entropy of the graded targets."""
+        return F.cross_entropy(self.head(x), targets, ignore_index=-1, reduction="sum")
 
     @torch.inference_mode()
     def generate(

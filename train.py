@@ -35,7 +35,7 @@ prepare = ""  # the command that makes it when it is missing, such as prepare_sh
 out_dir = "out/gpt2"  # where ckpt.pt (latest), best.pt (lowest validation loss) and log.jsonl go
 init_from = "scratch"  # scratch, resume, auto (resume if there is a checkpoint), or one's path
 max_iters = 600000  # updates in all
-eval_interval = 2000  # updates between evaluations
+eval_interval = 2000  # updates between evaluations, 0 = only after the last
 eval_iters = 200  # an evaluation takes the whole split or this many batches, whichever is less
 eval_only = False  # evaluate once and stop
 always_save_checkpoint = True  # save at every evaluation, or only where it is the best so far
@@ -81,7 +81,7 @@ torch.manual_seed(seed)
 
 batch_rows, micro_rows = share_rows(gradient_accumulation_steps, batch_size, run.world_size)
 
-# where to start: a checkpoint brings the model's shape; dropout and shorter rows are free
+# where to start: a checkpoint brings the model's shape; dropout and the like are free
 latest, best = (os.path.join(out_dir, name) for name in (checkpoint.LATEST, checkpoint.BEST))
 log_path = os.path.join(out_dir, "log.jsonl")
 if init_from == "auto":
@@ -92,7 +92,8 @@ model_args = {f.name: config[f.name] for f in fields(GPTConfig) if f.name in con
 if init_from != "scratch":
     loaded = checkpoint.load(latest if resuming else checkpoint.find(init_from))
     rows = min(config["block_size"], loaded["model_args"]["block_size"])
-    saved = {**loaded["model_args"], "dropout": config["dropout"], "block_size": rows}
+    free = {name: config[name] for name in ("dropout", "loss_chunk")}
+    saved = {**loaded["model_args"], **free, "block_size": rows}
     for name in model_args:
         if saved.get(name, model_args[name]) != model_args[name]:
             say(f"model    {name}={saved[name]} as in the checkpoint, not {model_args[name]}")
@@ -240,7 +241,8 @@ lr_end = lr_decay_iters or max_iters
 lr_floor = min_lr / learning_rate
 clock, clocked = time.perf_counter(), start_step
 for step in range(start_step, max_iters + 1):
-    if step % eval_interval == 0 or step == max_iters or eval_only:
+    at_interval = eval_interval and step % eval_interval == 0
+    if at_interval or step == max_iters or eval_only:
         paused = time.perf_counter()
         train, val = evaluate("train"), evaluate("val")
         if train and val:

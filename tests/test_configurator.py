@@ -55,8 +55,8 @@ def test_later_wins_and_a_config_file_sees_what_is_set(settings, tmp_path):
 def test_config_files_leave_no_names_behind(settings, tmp_path):
     config = tmp_path / "c.py"
     config.write_text("steps = 7\n")
-    settings(config)
-    assert sys.modules["settings_script"].steps == 10
+    assert settings(config)["steps"] == 7
+    assert settings()["steps"] == 10
 
 
 @pytest.mark.parametrize(

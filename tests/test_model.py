@@ -5,16 +5,18 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from core import UserError
-from model import GPT, GPTConfig, KVCache, draw, dropout
+from core.quantize import to_int8
+from model import GPT, GPTConfig, KVCache, attention, draw, dropout
 
 SMALL = dict(vocab_size=65, block_size=16, n_layer=3, n_head=2, n_embd=32)
 MODERN = dict(
     activation="relu2", rotary=True, rms_norm=True, qk_norm=True, logit_softcap=15.0,
     untied_head=True, bias=False,
 )  # fmt: skip
-VARIANTS = [{}, MODERN, {"rotary": True}, {"activation": "gelu"}]
+VARIANTS = [{}, {**MODERN, "smear": 2}, {"rotary": True}, {"activation": "gelu"}, {"smear": 1}]
 
 
 def small(seed=0, **fields) -> GPT:
@@ -182,6 +184,57 @@ def test_dropout_drops_a_share_and_keeps_the_mean():
         assert len(y.unique()) == 2
     x = torch.ones(4)
     assert dropout(x, 0.5, False) is x and torch.equal(dropout(x, 0.0, True), x)
+
+
+@pytest.mark.parametrize("T", [1, 2, 64])
+def test_attention_written_out_equals_fused_attention(T):
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3)]
+    q, k, v = (leaf.bfloat16() for leaf in leaves)  # bf16 is written out, fp32 is fused
+    y = attention(q, k, v, past=0, p=0.0).float()
+    expected = F.scaled_dot_product_attention(*leaves, is_causal=True)
+    torch.testing.assert_close(y, expected, atol=0.03, rtol=0.03)
+    got, wanted = (torch.autograd.grad(out.square().sum(), leaves) for out in (y, expected))
+    for a, b in zip(got, wanted, strict=True):
+        assert (a - b).norm() <= 0.03 * b.norm() + 1e-3
+    assert torch.equal(attention(*leaves, past=0, p=0.0), expected)
+
+
+def test_attention_dropout_keeps_the_mean():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    draws = [attention(q, k, v, past=0, p=0.3) for _ in range(4000)]
+    exact = attention(q, k, v, past=0, p=0.0)
+    assert not torch.equal(draws[0], draws[1])
+    assert (torch.stack(draws).mean(0) - exact).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("fields", VARIANTS[:2])
+def test_the_loss_in_chunks_is_the_loss(fields):
+    whole, chunked = small(**fields), small(**fields, loss_chunk=5)
+    idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
+    targets[0, :7] = -1
+    for reduction in ("mean", "sum"):
+        losses = [model(idx, targets, reduction) for model in (whole, chunked)]
+        torch.testing.assert_close(*losses)
+        for loss in losses:
+            loss.backward()
+    for p, q in zip(whole.parameters(), chunked.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fields", VARIANTS[:2])
+def test_int8_weights_are_a_small_change(fields):
+    sizes = dict(vocab_size=65, block_size=32, n_layer=2, n_head=2, n_embd=64)
+    torch.manual_seed(0)
+    exact, rounded = GPT(GPTConfig(**sizes, **fields)), GPT(GPTConfig(**sizes, **fields))
+    rounded.load_state_dict(exact.state_dict())
+    to_int8(rounded)
+    assert not [m for m in rounded.modules() if isinstance(m, torch.nn.Linear)]
+    for rows in (1, 3):  # few tokens, and more of them than are multiplied as bytes
+        idx = tokens(rows, 5)
+        a, b = exact(idx), rounded(idx)
+        assert (a - b).norm() < 0.02 * a.norm()
 
 
 def test_gpt2_124m_has_its_published_shape():

@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from core.optimizer import Muon, build_optimizers, lr_factor, orthogonalize, set_lr
+from core.optimizer import Muon, build_optimizers, lr_factor, orthogonalize, set_lr, update
 from model import GPT, GPTConfig
 
 
@@ -59,6 +60,27 @@ def test_muon_is_torchs_muon_on_single_matrices():
         b.step()
     for p, q, p0 in zip(ours, theirs, start, strict=True):
         assert (p - q).norm() < 0.02 * (q - p0).norm()  # both multiply in bf16
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_update_of_micro_batches_is_that_of_the_whole_batch(kind):
+    x = torch.randint(65, (6, 16), generator=torch.Generator().manual_seed(0))
+    y = x.roll(-1, 1)
+    y[:3, 5:] = -1  # rows that grade fewer tokens do not count for more
+    results = []
+    for rows in (6, 2):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32))
+        arguments = (model, kind, 0.01, (0.9, 0.95), 0.02, 0.9, 0.1, torch.float32)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        batches = list(zip(x.split(rows), y.split(rows), strict=True))
+        graded = (y >= 0).sum().item()
+        for _ in range(3):
+            optimizers = build_optimizers(*arguments)
+            loss, norm = update(model, optimizers, scaler, nullcontext(), batches, graded, 1.0)
+        results.append([loss, norm, *model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_muon_takes_query_key_and_value_apart():

@@ -1,0 +1,23 @@
+# python train.py config/shakespeare_char_tiny.py
+dataset = "shakespeare_char"
+prepare = "prepare_shakespeare.py"
+out_dir = "out/shakespeare_char_tiny"
+
+n_layer, n_head, n_embd, block_size = 4, 2, 128, 64
+rotary = qk_norm = zero_init = True
+smear = 2
+activation = "relu2"
+bias = False
+
+batch_size, gradient_accumulation_steps = 32, 1
+max_iters = 90
+optimizer = "muon"
+muon_lr, muon_momentum = 0.03, 0.8
+learning_rate, min_lr = 0.05, 0.0
+lr_schedule, warmup_iters, warmdown = "linear", 5, 0.6
+weight_decay = 0.1
+
+eval_interval = 0  # only after the last update
+eval_iters = 60  # the whole validation split
+log_interval = 10
+compile = False  # it would take longer than the run
