@@ -102,7 +102,9 @@ with tempfile.TemporaryDirectory() as made_up:
 step_tokens = batch_rows * data.T
 step_flops = model.flops_per_token() * step_tokens
 flops = step_flops * s.max_iters / run.world_size  # of the whole run
-if runtime.compile_pays(run.device, flops) if s.compile == "auto" else s.compile:
+compiled = runtime.compile_pays(run.device, flops) if s.compile == "auto" else s.compile
+runtime.set_deterministic(s.deterministic, run.device, compiled)
+if compiled:
     began = clock()
     run.print(f"compile  {runtime.compile_model(model, x[:micro_rows], y[:micro_rows], autocast)}")
     show("compilation", clock() - began, "s")
