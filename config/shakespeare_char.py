@@ -7,18 +7,19 @@ out_dir = "out/shakespeare_char"
 
 n_layer, n_head, n_embd, block_size = 4, 2, 256, 256
 rotary = rms_norm = qk_norm = zero_init = True
+smear = 2
 activation = "relu2"
 bias = False
 dropout = 0.1
 
 batch_size, gradient_accumulation_steps = 16, 1
-max_iters = 1200
+max_iters = 1000
 optimizer = "muon"
 muon_lr, muon_momentum = 0.02, 0.9
 learning_rate, min_lr = 0.01, 0.0
 lr_schedule, warmup_iters, warmdown = "linear", 20, 0.7
-weight_decay = 0.0
+weight_decay = 0.1
 
-eval_interval = 200
+eval_interval = 500
 eval_iters = 28  # the whole validation split
 log_interval = 20

@@ -16,7 +16,7 @@ from core.dataset import Writer
 from core.tokenizer import ByteTokenizer
 
 RUN = [*TINY, "--dataset=toy", "--eval_interval=15", "--max_iters=40", "--compile=False"]
-MODERN = ["--rotary", "--rms_norm", "--qk_norm", "--activation=relu2", "--zero_init"]
+MODERN = ["--rotary", "--rms_norm", "--qk_norm", "--activation=relu2", "--zero_init", "--smear=2"]
 
 
 def losses(folder) -> dict[int, float]:
@@ -247,6 +247,12 @@ def test_masked_rows_report_the_share_of_right_answers(script, numbers, tmp_path
     script("train.py", *run, "--out_dir=run", "--eval_iters=200")
     records = [r for r in log.read(f"{tmp_path}/run/log.jsonl") if "val_accuracy" in r]
     assert records[0]["val_accuracy"] < 0.2 and records[-1]["val_accuracy"] > 0.95
+
+
+def test_an_interval_of_zero_evaluates_after_the_last_update_only(script, toy, tmp_path):
+    script("train.py", *RUN, "--max_iters=4", "--eval_interval=0", "--out_dir=out")
+    assert list(evaluations(tmp_path / "out")) == [4]
+    assert {"ckpt.pt", "best.pt"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_eval_only_writes_nothing(script, toy, tmp_path):
