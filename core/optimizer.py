@@ -29,7 +29,23 @@ def orthogonalize(G: Tensor) -> Tensor:
     return X.mT if G.size(-2) > G.size(-1) else X
 
 
-class Muon(torch.optim.Optimizer):
+def bare(method):
+    """A method of torch.optim without its wrapper, which would import torch's compiler: that takes
+    as long as importing torch, and uncompiled runs never need it."""
+    return torch.no_grad()(getattr(method, "__wrapped__", method))
+
+
+class Optimizer(torch.optim.Optimizer):
+    add_param_group = bare(torch.optim.Optimizer.add_param_group)
+    state_dict = bare(torch.optim.Optimizer.state_dict)
+    load_state_dict = bare(torch.optim.Optimizer.load_state_dict)
+
+
+class AdamW(Optimizer, torch.optim.AdamW):
+    step = bare(torch.optim.AdamW.step)
+
+
+class Muon(Optimizer):
     """Momentum, orthogonalized, for hidden matrices: https://kellerjordan.github.io/posts/muon/
 
     Matrices of one shape are orthogonalized in one batched product, and the query, key and value
@@ -94,7 +110,7 @@ def build_optimizers(
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizers: list = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
+    optimizers: list = [AdamW(groups, lr=lr, betas=betas, fused=True)]
     if hidden:
         qkv = [p for name, p in hidden.items() if "c_attn" in name]
         single = [p for name, p in hidden.items() if "c_attn" not in name]

@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import ROOT
 
 from core.optimizer import Muon, build_optimizers, lr_factor, orthogonalize, set_lr, update
 from model import GPT, GPTConfig
@@ -60,6 +63,37 @@ def test_muon_is_torchs_muon_on_single_matrices():
         b.step()
     for p, q, p0 in zip(ours, theirs, start, strict=True):
         assert (p - q).norm() < 0.02 * (q - p0).norm()  # both multiply in bf16
+
+
+def test_adamw_is_torchs_and_leaves_the_compiler_alone():
+    code = """if True:
+        import sys, torch
+        from contextlib import nullcontext
+        from core.optimizer import build_optimizers, update
+        from model import GPT, GPTConfig
+        for kind in ("adamw", "muon"):
+            torch.manual_seed(0)
+            model = GPT(GPTConfig(65, 16, n_layer=1, n_head=2, n_embd=16))
+            mine = build_optimizers(model, kind, 0.01, (0.9, 0.95), 0.02, 0.9, 0.1, torch.float32)
+            x = torch.randint(65, (4, 16))
+            scaler = torch.amp.GradScaler("cpu", enabled=False)
+            update(model, mine, scaler, nullcontext(), [(x, x)], x.numel(), 1.0)
+            [optimizer.load_state_dict(optimizer.state_dict()) for optimizer in mine]
+        assert "torch._dynamo" not in sys.modules, "importing it takes seconds"
+        p = [torch.nn.Parameter(torch.randn(5, 3)) for _ in range(2)]
+        q = [torch.nn.Parameter(x.detach().clone()) for x in p]
+        from core.optimizer import AdamW
+        options = dict(lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        a, b = AdamW(p, **options), torch.optim.AdamW(q, **options)
+        for _ in range(5):
+            for x, y in zip(p, q):
+                x.grad = torch.randn_like(x)
+                y.grad = x.grad.clone()
+            a.step()
+            b.step()
+        assert all(torch.equal(x, y) for x, y in zip(p, q))
+    """
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
