@@ -84,8 +84,10 @@ def norm_layer(config: GPTConfig) -> nn.Module:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + hs/2) of x (..., T, hs) by their position's angles (T, hs/2)."""
-    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    """Turn channel pairs (i, i + hs/2) of x (..., T, hs) by their position's angles.
+
+    cos, sin: (T, hs), each angle's twice, its first sine negative.
+    """
     half = x.size(-1) // 2
     return torch.addcmul(x * cos.to(x.dtype), x.roll(half, dims=-1), sin.to(x.dtype))
 
@@ -225,8 +227,9 @@ class GPT(nn.Module):
             hs = C // config.n_head
             frequencies = 10000.0 ** -(torch.arange(0, hs, 2) / hs)
             angles = torch.outer(torch.arange(config.block_size), frequencies)
-            self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, hs/2)
-            self.register_buffer("sin", angles.sin(), persistent=False)
+            cos, sin = angles.cos(), angles.sin()  # (block_size, hs/2)
+            self.register_buffer("cos", torch.cat((cos, cos), dim=1), persistent=False)
+            self.register_buffer("sin", torch.cat((-sin, sin), dim=1), persistent=False)
         if init:
             self.init_weights()
 
