@@ -24,19 +24,19 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         if len(rows) <= 8:  # few tokens: the time is that of reading the bytes
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale).to(x.dtype)
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
-            y = F.linear(rows, self.weight.to(x.dtype) * self.scale[:, None].to(x.dtype))
+            y = F.linear(rows, self.weight * self.scale[:, None])
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], -1)
 
 
 def to_int8(model: nn.Module) -> nn.Module:
-    """The model with every nn.Linear an Int8Linear, changed in place."""
+    """The model with every nn.Linear an Int8Linear and the rest in bf16, changed in place."""
     if next(model.parameters()).device.type != "cpu":
         raise UserError("dtype=int8 is for CPUs: on a GPU use --dtype=bfloat16.")
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, Int8Linear(child))
-    return model
+    return model.bfloat16()
