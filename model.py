@@ -97,8 +97,10 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
     Eight come with each random word, ten times as fast; p is then rounded to a multiple of 1/256.
     """
-    if not training or p == 0 or x.device.type != "cpu":
-        return F.dropout(x, p, training)
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 8),))
     dropped = max(1, round(256 * p))
     # compared as floats: compilers turn a mask of bytes into one of floats element by element
