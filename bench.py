@@ -138,14 +138,17 @@ if s.profile:
 # ---- generation, as sample.py does it ------------------------------------------------------------
 if s.new_tokens and run.rank == 0:
     prompt = x[:1, : s.prompt_tokens].repeat(s.num_samples, 1)
-    writer = GPT(model.config, init=False)  # the compiled one is for whole batches
-    writer.load_state_dict(model.state_dict())
-    writer = runtime.for_generation(writer, s.generation_dtype, run.device)
+    generator = GPT(model.config, init=False)  # the compiled one is for whole batches
+    generator.load_state_dict(model.state_dict())
+    generator = runtime.for_generation(generator, s.generation_dtype, run.device)
     # each token reads them all but the table of embeddings, of which it takes a row
-    stored = [*writer.transformer.h.state_dict().values(), *writer.lm_head.state_dict().values()]
+    stored = [
+        *generator.transformer.h.state_dict().values(),
+        *generator.lm_head.state_dict().values(),
+    ]
     weight_bytes = sum(t.nbytes for t in stored)
     began = clock()
-    times = [clock() for _ in writer.generate(prompt, s.new_tokens, temperature=0.8, top_k=200)]
+    times = [clock() for _ in generator.generate(prompt, s.new_tokens, temperature=0.8, top_k=200)]
     show("prefill", prompt.numel() / (times[0] - began), f"tokens/s, {s.prompt_tokens} a row")
     if s.new_tokens > 1:
         rate = (s.new_tokens - 1) / (times[-1] - times[0])
@@ -154,14 +157,8 @@ if s.new_tokens and run.rank == 0:
         show("memory reads", runtime.memory_bandwidth(run.device) / 1e9, "GB/s, a plain sum")
 
 if s.json_file and run.rank == 0:
-    commit = [
-        "git",
-        "-C",
-        os.path.dirname(os.path.abspath(__file__)),
-        "rev-parse",
-        "--short",
-        "HEAD",
-    ]
+    here = os.path.dirname(os.path.abspath(__file__))
+    commit = ["git", "-C", here, "rev-parse", "--short", "HEAD"]
     facts = {
         "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
         "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),

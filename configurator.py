@@ -20,7 +20,6 @@ import os
 import runpy
 import sys
 import tokenize
-from ast import literal_eval
 from dataclasses import MISSING, dataclass, fields
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -81,7 +80,7 @@ class Setting:
         value: Any = text
         if self.is_flag or type(self.default) is not str:
             with contextlib.suppress(ValueError, SyntaxError):
-                value = literal_eval(text)
+                value = ast.literal_eval(text)
         return self.check(value, "command line")
 
 
@@ -150,6 +149,10 @@ def of_script(path: str) -> dict[str, Setting]:
 
 
 def evaluate(expression: ast.expr, path: str):
+    """A value or annotation in a script of this repository; arithmetic such as 5 * 8 may be in it.
+
+    No name is known but Literal: whatever uses another is no plain value and raises NameError.
+    """
     code = compile(ast.Expression(expression), path, "eval")
     return eval(code, {"__builtins__": {}, "Literal": Literal})
 

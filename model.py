@@ -34,7 +34,7 @@ class GPTConfig:
     qk_norm: bool = False  # normalize queries and keys: https://arxiv.org/abs/2010.04245
     logit_softcap: float = 0.0  # c: c * tanh(logits / c), 0 = off: https://arxiv.org/abs/2408.00118
     untied_head: bool = False  # an output matrix apart from the token embedding
-    loss_chunk: int = 0  # tokens whose logits are in memory at once, 0 = all; a tenth slower
+    loss_chunk: int = 0  # tokens whose logits are in memory at once, 0 = all; one more product
     zero_init: bool = False  # block outputs start at 0: https://arxiv.org/abs/2203.03466
 
     def __post_init__(self):
