@@ -20,13 +20,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from configurator import configure
 from core import checkpoint, log, runtime
 from core.dataset import Dataset, Writer, share_rows
 from core.optimizer import build_optimizers, update
 from core.tokenizer import GPT2Tokenizer
-from model import GPT, GPTConfig
+from model import GPT, SIZES, GPTConfig
 
 # ---- settings: these, and all of train.py's ------------------------------------------------------
 updates = 10  # timed, after two that are not; 0 = none
@@ -36,7 +37,7 @@ num_samples = 1  # rows generated at once
 generation_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
 profile = ""  # a file for the trace of three updates, to be read on https://ui.perfetto.dev
 json_file = ""  # a file to which the figures are added as a line of JSON
-config = configure(__file__, "train.py", GPTConfig)
+config = configure(__file__, "train.py", GPTConfig, presets={"model": SIZES})
 s = SimpleNamespace(**config)
 
 # ---- set-up, as in train.py ----------------------------------------------------------------------
@@ -72,7 +73,7 @@ with tempfile.TemporaryDirectory() as made_up:
     if s.init_from in ("scratch", "resume", "auto"):
         model = GPT(GPTConfig(**model_args))
     else:
-        loaded = checkpoint.load(checkpoint.find(s.init_from))
+        loaded = checkpoint.load(checkpoint.find(s.init_from, tqdm))
         model = GPT.from_weights(loaded["model_args"], loaded["model"])
     model.to(run.device)
     dtype = runtime.choose_dtype(s.dtype, run.device)
@@ -114,7 +115,7 @@ net = run.parallel(model)
 def timed_update() -> float:
     began = clock()
     micro_batches = list(zip(x.split(micro_rows), y.split(micro_rows), strict=True))
-    update(net, optimizers, scaler, autocast, micro_batches, data.graded(y), s.grad_clip)
+    update(net, optimizers, scaler, autocast, micro_batches, data.graded(y, 0), s.grad_clip)
     return clock() - began
 
 

@@ -36,9 +36,9 @@ RANGES = {
     ),
     "at least 0": (
         lambda v: v >= 0,
-        "max_iters eval_interval warmup_iters lr_decay_iters max_new_tokens min_lr weight_decay "
-        "grad_clip logit_softcap peak_tflops temperature top_k seed smear loss_chunk updates "
-        "new_tokens",
+        "max_iters eval_interval warmup_iters warmup_tokens lr_decay_iters ramp_iters min_lr "
+        "max_new_tokens weight_decay grad_clip logit_softcap peak_tflops temperature top_k seed "
+        "smear loss_chunk updates new_tokens",
     ),
     "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty"),
     "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p"),
@@ -59,8 +59,13 @@ class Setting:
         in_words = (words for words, (_, names) in RANGES.items() if self.name in names.split())
         self.range = next(in_words, "")
         self.is_flag = isinstance(self.default, bool) or True in self.choices
-        self.accepted = f"one of {', '.join(map(str, self.choices))}" if self.choices else ""
-        self.accepted = self.accepted or f"{KINDS[type(self.default)]} {self.range}".strip()
+        self.accepted = f"{KINDS[type(self.default)]} {self.range}".strip()
+        if self.choices:
+            self.restrict(self.choices)
+
+    def restrict(self, choices: tuple) -> None:
+        self.choices = choices
+        self.accepted = f"one of {', '.join(str(c) for c in choices if c != '')}"
 
     def check(self, value, source: str):
         """`value` as the setting's own type, or a UserError that says what is accepted."""
@@ -84,13 +89,19 @@ class Setting:
         return self.check(value, "command line")
 
 
-def configure(script: str, *also: str | type, argv: list[str] | None = None) -> dict:
+def configure(
+    script: str,
+    *also: str | type,
+    presets: dict[str, dict[str, dict]] | None = None,
+    argv: list[str] | None = None,
+) -> dict:
     """The script's settings, name -> value, after the command line's config files and options.
 
     script: the path of the script, whose settings are the plain values that it assigns before it
         calls this function.
     also: where more settings stand: another script beside this one, or a dataclass, of which they
         are the fields with a default. What the script sets itself goes first.
+    presets: setting -> value -> the settings that it stands for, {"model": {"gpt2-xl": {...}}}.
     argv: the arguments, by default the process's. `--help` prints all settings and exits.
     Raises UserError for a wrong key, type, value or file.
     """
@@ -102,6 +113,13 @@ def configure(script: str, *also: str | type, argv: list[str] | None = None) -> 
         found = of_script(os.path.join(folder, source)) if is_script else of_class(source)
         settings |= {name: setting for name, setting in found.items() if name not in settings}
     values = {name: setting.default for name, setting in settings.items()}
+    presets = presets or {}
+    for name, known_values in presets.items():
+        settings[name].restrict(("", *known_values))
+
+    def take(name: str, value) -> None:
+        values.update({name: value, **presets.get(name, {}).get(value, {})})
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     while arguments:
         argument = arguments.pop(0)
@@ -109,19 +127,21 @@ def configure(script: str, *also: str | type, argv: list[str] | None = None) -> 
             print_help(script, settings)
             raise SystemExit(0)
         if not argument.startswith("--"):
-            values |= read_config_file(argument, settings, values)
+            read = read_config_file(argument, settings, values)
+            for name in sorted(read, key=lambda name: name not in presets):
+                take(name, read[name])  # what a preset stands for may be set beside it
             continue
         key, equals, text = argument[2:].partition("=")
         setting = known(key.replace("-", "_"), settings, "command line", argument)
         if equals:
-            values[setting.name] = setting.parse(text)
+            take(setting.name, setting.parse(text))
         elif setting.is_flag:
             values[setting.name] = True
             with contextlib.suppress(UserError, IndexError):  # a value may follow, or not
                 values[setting.name] = setting.parse(arguments[0])
                 del arguments[0]
         elif arguments and not arguments[0].startswith("--"):
-            values[setting.name] = setting.parse(arguments.pop(0))
+            take(setting.name, setting.parse(arguments.pop(0)))
         else:
             raise UserError(f"command line: {argument} needs a value: {setting.accepted}.")
     return values
@@ -179,7 +199,7 @@ def read_comments(path: str) -> dict[str, str]:
 
 
 def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> dict:
-    """What a Python file sets, run in a namespace of its own that starts with `values`."""
+    """What a Python file assigns, run in a namespace of its own that starts with `values`."""
     # nanoGPT's config/train_NAME.py trains what config/NAME.py trains here
     plain = os.path.join(os.path.dirname(path), os.path.basename(path).removeprefix("train_"))
     path = plain if os.path.isfile(plain) and not os.path.isfile(path) else path
@@ -191,12 +211,17 @@ def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> d
         raise UserError(f"no config file {path}{hint}. An option is written --key=value.")
     try:
         names = runpy.run_path(path, init_globals=values)
+        with tokenize.open(path) as source:
+            nodes = list(ast.walk(ast.parse(source.read())))
+        assigned = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     except Exception as error:
         raise UserError(f"config file {path} fails: {type(error).__name__}: {error}.") from error
     return {
         name: known(name, settings, path, f"{name} = {value!r}").check(value, path)
         for name, value in names.items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        if not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and (name in assigned or name not in values or value != values[name])
     }
 
 

@@ -29,6 +29,7 @@ class GPTConfig:
     bias: bool = True  # biases in linear layers and LayerNorms, as GPT-2
     activation: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's, nanoGPT's, Primer's
     rotary: bool = False  # rotary instead of learned positions: https://arxiv.org/abs/2104.09864
+    window: int = 0  # tokens that every second layer sees, 0 = all: Sparse Transformer, GPT-3
     smear: int = 0  # add the last so many tokens' embeddings, cf. https://arxiv.org/abs/2305.13048
     rms_norm: bool = False  # RMSNorm instead of LayerNorm: https://arxiv.org/abs/1910.07467
     qk_norm: bool = False  # normalize queries and keys: https://arxiv.org/abs/2010.04245
@@ -45,6 +46,21 @@ class GPTConfig:
                 f"each takes {even} channels."
             )
 
+
+# Layers, heads and width by name, for --model=NAME. GPT-2's are its paper's, the three small ones
+# minGPT's; GPT-3's are table 2.1 of https://arxiv.org/abs/2005.14165, whose 24 heads of 128 don't
+# make up the 2048 channels of its XL: 16 do.
+SIZES = {
+    **{"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024)},
+    **{"gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)},
+    **{"gpt-mini": (6, 6, 192), "gpt-micro": (4, 4, 128), "gpt-nano": (3, 3, 48)},
+    **{"gpt3-small": (12, 12, 768), "gpt3-medium": (24, 16, 1024)},
+    **{"gpt3-large": (24, 16, 1536), "gpt3-xl": (24, 16, 2048)},
+}
+SIZES = {
+    name: {"n_layer": layers, "n_head": heads, "n_embd": width}
+    for name, (layers, heads, width) in SIZES.items()
+}
 
 # relu2 is relu(x)**2: So et al. 2021, https://arxiv.org/abs/2109.08668
 ACTIVATIONS = {
@@ -108,22 +124,29 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return x * keep * (256 / (256 - dropped))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, past: int, p: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, past: int, window: int, p: float) -> Tensor:
     """Causal attention of T queries to `past + T` keys, with dropout p: (B, nh, T, hs).
 
+    A query sees itself and what came before it, with a window only the last so many of these.
     On a CPU the fused kernel draws its dropout masks slowly, and is slower than these four lines
     in bf16 at short contexts; at long ones, and in fp32, it is faster and needs less memory.
     """
     T = q.size(2)
-    mask = None
-    if T > 1 and past:  # new token i sees all of the past and the new ones up to itself
-        mask = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
+    if window and past + 1 > window:  # the first query sees none of the keys before these
+        hidden = past + 1 - window
+        k, v, past = k[:, :, hidden:], v[:, :, hidden:], past - hidden
+    banded = 0 < window < past + T
     fused = q.device.type != "cpu" or (p == 0 and (q.dtype == torch.float32 or T > 256))
-    if fused or past or T == 1:
-        return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=T > 1 and not past)
+    fused = fused or past > 0 or T == 1
+    mask = None
+    if T > 1 and (past or banded or not fused):
+        mask = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
+        mask = mask.triu(past + 1 - window) if banded else mask
+    if fused:
+        is_causal = T > 1 and mask is None
+        return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=is_causal)
     weights = (q * q.size(-1) ** -0.5) @ k.mT  # (B, nh, T, T)
-    future = torch.ones(T, T, dtype=torch.bool).triu(1)
-    weights = weights.masked_fill(future, -math.inf).softmax(dim=-1)
+    weights = weights.masked_fill(~mask, -math.inf).softmax(dim=-1)
     return dropout(weights, p, training=True) @ v
 
 
@@ -133,7 +156,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head, self.dropout, self.qk_norm = config.n_head, config.dropout, config.qk_norm
-        self.layer = layer
+        self.layer, self.window = layer, config.window if layer % 2 else 0
 
     def forward(self, x: Tensor, rotation, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
@@ -147,7 +170,7 @@ class CausalSelfAttention(nn.Module):
         past = cache.length if cache else 0
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = attention(q, k, v, past, self.dropout if self.training else 0.0)
+        y = attention(q, k, v, past, self.window, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
         return dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -253,31 +276,21 @@ class GPT(nn.Module):
     def from_weights(cls, model_args: dict, weights: dict[str, Tensor]) -> "GPT":
         """The model GPTConfig(**model_args) around these tensors, which are not copied.
 
-        A block_size below that of the weights forgets the later positions.
+        A block_size below that of the weights forgets the later positions. Raises UserError where
+        a tensor is missing or has another shape.
         """
         with Undrawn():
             model = cls(GPTConfig(**model_args), init=False)
         if (wpe := "transformer.wpe.weight") in weights:
             weights = {**weights, wpe: weights[wpe][: model.config.block_size]}
-        model.load_state_dict(weights, assign=True)
+        try:
+            model.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            reason = str(error).split("\n\t", 1)[-1].splitlines()[0]
+            raise UserError(f"the weights don't fit the model that is theirs: {reason}") from None
         if not model.config.untied_head:
             model.lm_head.weight = model.transformer.wte.weight
         return model
-
-    @classmethod
-    def from_gpt2(cls, model_args: dict, weights: dict[str, Tensor]) -> "GPT":
-        """The same, of transformers' GPT2LMHeadModel, whose matrices stand transposed."""
-        transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-        mine = {}
-        for name, tensor in weights.items():
-            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # old versions' causal masks
-                bare = name.startswith(("transformer.", "lm_head."))
-                name = name if bare else f"transformer.{name}"
-                mine[name] = tensor.t().contiguous() if name.endswith(transposed) else tensor
-        wte = mine["transformer.wte.weight"]
-        wte = F.pad(wte, (0, 0, 0, -len(wte) % 64))
-        mine |= {"transformer.wte.weight": wte, "lm_head.weight": wte}
-        return cls.from_weights(model_args, mine)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """idx (B, T) -> the last block's normalized output (B, T, C); the cache grows by T."""

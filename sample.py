@@ -2,7 +2,7 @@
 
 python sample.py --start="First Citizen:"
 python sample.py --out_dir=out/shakespeare_char --temperature=0 --num_samples=1
-python sample.py --start=FILE:prompt.txt --stop="\\n\\n"
+python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
 """
 
 import os
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
+from tqdm import tqdm
 
 from configurator import configure
 from core import UserError, checkpoint, runtime
@@ -20,6 +21,7 @@ from model import GPT
 
 # ---- settings ------------------------------------------------------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
+init_from = "resume"  # resume: out_dir; else gpt2, gpt2-xl, ... or a Hugging Face GPT-2 folder
 start = "\n"  # the prompt; FILE:path reads it from a file; may be empty
 num_samples = 10  # how many continuations
 max_new_tokens = 500  # tokens of each
@@ -39,7 +41,8 @@ globals().update(settings)
 
 # ---- the model, its tokenizer, the prompt --------------------------------------------------------
 run = runtime.start(device)
-path = checkpoint.find(out_dir or checkpoint.newest_run())
+wanted = out_dir or checkpoint.newest_run() if init_from == "resume" else init_from
+path = checkpoint.find(wanted, tqdm)
 loaded = checkpoint.load(path)
 saved_tokenizer = loaded["tokenizer"]
 if saved_tokenizer is None:

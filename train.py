@@ -20,30 +20,34 @@ from datetime import timedelta
 from typing import Literal
 
 import torch
+from tqdm import tqdm
 
 from configurator import configure
 from core import UserError, checkpoint, log, runtime
 from core.dataset import Dataset, ensure_prepared, share_rows
 from core.optimizer import build_optimizers, lr_factor, set_lr, update
-from model import GPT, GPTConfig
+from model import GPT, SIZES, GPTConfig
 
 # ---- settings: a config file and --key=value override them; the model's stand in GPTConfig -------
 # data
 dataset = "openwebtext"  # the folder under data/ to train on
 prepare = ""  # the command that makes it when it is missing, such as prepare_shakespeare.py
+# the model, besides the fields of GPTConfig
+model = ""  # its size by name: n_layer, n_head and n_embd of gpt2-medium, gpt-nano, gpt3-xl, ...
 # run
 out_dir = "out/gpt2"  # where ckpt.pt (latest), best.pt (lowest validation loss) and log.jsonl go
-init_from = "scratch"  # scratch, resume, auto (resume if there is a checkpoint), or one's path
+init_from = "scratch"  # scratch, resume, auto (resume, if it can), gpt2, gpt2-xl, ... or a path
 max_iters = 600000  # updates in all
 eval_interval = 2000  # updates between evaluations, 0 = only after the last
 eval_iters = 200  # an evaluation takes the whole split or this many batches, whichever is less
-eval_only = False  # evaluate once and stop
+eval_only = False  # evaluate once, over the whole validation split, and stop
 always_save_checkpoint = True  # save at every evaluation, or only where it is the best so far
 log_interval = 10  # updates between training lines
 seed = 1337  # of the weights, the order of the data, and dropout
 # batch
 gradient_accumulation_steps = 5 * 8  # the global batch is this many times batch_size rows, ...
 batch_size = 12  # ... which the processes share, computing at most batch_size at once each
+ramp_iters = 0  # updates over which the global batch grows from a sixteenth to its full size
 # optimizer
 optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, adamw for the rest
 learning_rate = 6e-4  # AdamW's at its peak
@@ -57,6 +61,7 @@ grad_clip = 1.0  # largest norm of the gradient, 0 = no limit
 decay_lr = True  # False is lr_schedule=constant without warm-up
 lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"  # shape after the warm-up
 warmup_iters = 2000  # updates of linear warm-up
+warmup_tokens = 0  # the same in tokens; 0 = warmup_iters says it
 lr_decay_iters = 0  # the update at which min_lr is reached, 0 = max_iters
 min_lr = 6e-5  # learning_rate at the end; muon_lr falls by the same factor
 warmdown = 0.4  # share of the run over which lr_schedule=linear falls
@@ -71,7 +76,7 @@ peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
 wandb_log = False  # to Weights & Biases, besides log.jsonl
 wandb_project = "folioGPT"  # its project
 wandb_run_name = "gpt2"  # its run
-config = configure(__file__, GPTConfig)
+config = configure(__file__, GPTConfig, presets={"model": SIZES})
 globals().update(config)
 
 # ---- set-up --------------------------------------------------------------------------------------
@@ -90,6 +95,9 @@ resuming = init_from == "resume"
 loaded = None
 model_args = {f.name: config[f.name] for f in fields(GPTConfig) if f.name in config}
 if init_from != "scratch":
+    if run.local_rank == 0 and not resuming:
+        checkpoint.find(init_from, tqdm)  # which may download it
+    run.any(False)  # the others wait
     loaded = checkpoint.load(latest if resuming else checkpoint.find(init_from))
     rows = min(config["block_size"], loaded["model_args"]["block_size"])
     free = {name: config[name] for name in ("dropout", "loss_chunk")}
@@ -103,7 +111,7 @@ folder = os.path.join("data", dataset)
 if run.local_rank == 0:
     ensure_prepared(folder, prepare, retry_fallback=not resuming)
 run.any(False)  # the others wait
-data = Dataset(folder, model_args["block_size"], batch_rows, seed, run)
+data = Dataset(folder, model_args["block_size"], batch_rows, seed, run, ramp_iters)
 tokenizer = data.tokenizer.to_dict()
 if loaded and loaded["tokenizer"] not in (tokenizer, None):
     raise UserError(f"{folder} has another vocabulary than the checkpoint: choose its --dataset.")
@@ -130,10 +138,10 @@ if resuming:
     scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
 loaded = None
 
-step_tokens = batch_rows * data.T
-step_flops = model.flops_per_token() * step_tokens
+step_tokens, token_flops = batch_rows * data.T, model.flops_per_token()
 peak = runtime.peak_flops(run.device, peak_tflops)
-to_do = step_flops * max(0, max_iters - start_step) / run.world_size
+rows_to_do = max(0, data.rows_before(max_iters) - data.rows_before(start_step))
+to_do = token_flops * rows_to_do * data.T / run.world_size
 compiled = runtime.compile_pays(run.device, to_do) if compile == "auto" else compile
 facts = {
     "device": runtime.device_name(run.device),
@@ -159,7 +167,8 @@ say(
 )
 say(f"run      {out_dir}: updates {start_step} to {max_iters}, {optimizer}, {lr_schedule}")
 
-x, y = data.batch("train", start_step)
+whole = micro_rows if compiled else 1  # a compiler likes micro-batches of one shape
+x, y = data.batch("train", start_step, whole)
 runtime.set_deterministic(deterministic, run.device, compiled)
 if compiled:
     say("compile  a minute or so ...")
@@ -195,9 +204,13 @@ def write(record: dict) -> None:
 def evaluate(split: str) -> tuple[float, float | None] | None:
     """Mean loss of a split; of a masked one also the share of rows whose graded tokens are all
     the argmax. None when a signal came meanwhile: whoever sent it won't wait for long."""
-    sums = []
+    sums, rows = [], eval_iters * batch_size
+    if split == "train":  # it only shows how far the two lie apart: a quarter of the rows will do
+        rows = -(-rows // 4)
+    elif eval_only:
+        rows = data.splits[split].length
     model.eval()
-    for xs, ys in data.evaluation(split, eval_iters * batch_size, micro_rows):
+    for xs, ys in data.evaluation(split, rows, micro_rows):
         graded, right = ys >= 0, torch.zeros(())
         with autocast:
             loss = model(xs, ys, "sum")
@@ -237,8 +250,15 @@ def demand_finite(what: str, *values: float) -> None:
 
 
 caught = runtime.catch_signals()
-lr_end = lr_decay_iters or max_iters
-lr_floor = min_lr / learning_rate
+
+
+def in_full_batches(step: int) -> float:
+    """The schedule goes by tokens: it counts `step` updates as so many of the full batch."""
+    return data.rows_before(step) / batch_rows
+
+
+lr_warmup = warmup_tokens / step_tokens if warmup_tokens else in_full_batches(warmup_iters)
+lr_end, lr_floor = in_full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
 clock, clocked = time.perf_counter(), start_step
 for step in range(start_step, max_iters + 1):
     at_interval = eval_interval and step % eval_interval == 0
@@ -250,6 +270,10 @@ for step in range(start_step, max_iters + 1):
             demand_finite(f"the validation loss after {step} updates", val_loss)
             figures = {"train_loss": train_loss, "val_loss": val_loss}
             figures |= {"val_accuracy": val_accuracy} if data.masked else {}
+            if eval_only:
+                figures |= {"perplexity": math.exp(val_loss)}
+            if eval_only and not data.masked:
+                figures |= {"bits_per_byte": val_loss / math.log(2) / data.bytes_per_token("val")}
             say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
             write({"step": step, **figures})
             is_best, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
@@ -262,23 +286,25 @@ for step in range(start_step, max_iters + 1):
     if step == max_iters or eval_only or run.any(bool(caught)):
         break
 
-    factor = lr_factor(lr_schedule, step, warmup_iters, lr_end, lr_floor, warmdown)
+    at = in_full_batches(step)
+    factor = lr_factor(lr_schedule, at, lr_warmup, lr_end, lr_floor, warmdown)
     factor = factor if decay_lr else 1.0
     set_lr(optimizers, factor)
     torch.manual_seed(runtime.seed_at(seed, step, run.rank))  # of dropout
     micro_batches = list(zip(x.split(micro_rows), y.split(micro_rows), strict=True))
-    graded = data.graded(y)
+    graded = data.graded(y, step)
     loss, grad_norm = update(net, optimizers, scaler, autocast, micro_batches, graded, grad_clip)
-    x, y = data.batch("train", step + 1)  # copied to a GPU while it computes
+    x, y = data.batch("train", step + 1, whole)  # copied to a GPU while it computes
 
     done = step + 1
     if done % log_interval == 0 or done in (1, max_iters):
         batch_loss = run.sum(loss)[0]
         demand_finite(f"the loss of update {done}", batch_loss)
         now = time.perf_counter()
-        seconds, clock, clocked = (now - clock) / (done - clocked), now, done
-        speed, lr = step_tokens / seconds, learning_rate * factor
-        mfu = step_flops / seconds / (peak * run.world_size) if peak else None
+        seconds, tokens = (now - clock) / (done - clocked), data.rows_before(done) * data.T
+        speed = (tokens - data.rows_before(clocked) * data.T) / (now - clock)
+        mfu = token_flops * speed / (peak * run.world_size) if peak else None
+        clock, clocked, lr = now, done, learning_rate * factor
         left = timedelta(seconds=round(seconds * (max_iters - done)))
         say(
             f"step {done}/{max_iters}  loss {batch_loss:.4f}  lr {lr:.2e}  {seconds * 1e3:.1f} ms  "
@@ -286,7 +312,7 @@ for step in range(start_step, max_iters + 1):
         )
         record = {"step": done, "loss": batch_loss, "lr": lr, "grad_norm": grad_norm.item()}
         speeds = {"ms": seconds * 1e3, "tokens_per_s": speed, "mfu": mfu}
-        write({**record, **speeds, "tokens": done * step_tokens})
+        write({**record, **speeds, "tokens": tokens})
 
 if start_step > max_iters:
     say(f"nothing to do: {start_step} updates are done, more than --max_iters={max_iters}")

@@ -1,3 +1,4 @@
+# python prepare_openwebtext.py
 # torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 # GPT-2 124M on OpenWebText, as nanoGPT reproduces it: about 4 days on 8 A100 40GB to a validation
 # loss of about 2.85 (nanoGPT's README; not measured here).

@@ -13,7 +13,7 @@ bias = False
 dropout = 0.1
 
 batch_size, gradient_accumulation_steps = 16, 1
-max_iters = 1000
+max_iters = 1100
 optimizer = "muon"
 muon_lr, muon_momentum = 0.02, 0.9
 learning_rate, min_lr = 0.01, 0.0

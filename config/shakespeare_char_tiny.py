@@ -12,7 +12,8 @@ activation = "relu2"
 bias = False
 
 batch_size, gradient_accumulation_steps = 32, 1
-max_iters = 84
+ramp_iters = 30  # early gradients agree: few rows give them
+max_iters = 80
 optimizer = "muon"
 muon_lr, muon_momentum = 0.03, 0.8
 learning_rate, min_lr = 0.05, 0.0

@@ -4,7 +4,7 @@
      "optimizers": [state dict, ...], "scaler": {...}, "step": 2000, "best_val_loss": 1.47,
      "config": {every setting}}
 
-nanoGPT's ckpt.pt files are read into the same form.
+nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same form.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from glob import glob
 
 import torch
 
-from core import UserError
+from core import UserError, huggingface
 
 LATEST, BEST = "ckpt.pt", "best.pt"
 
@@ -37,8 +37,11 @@ def save(state: dict, path: str) -> None:
 def load(path: str) -> dict:
     """The checkpoint in a file, in the form described above, its tensors mapped from the file.
 
+    path: of the file, or of a Hugging Face folder.
     Raises UserError where there is none, or it is damaged, or something else altogether.
     """
+    if huggingface.is_folder(path):
+        return huggingface.read(path)
     if not os.path.exists(path):
         raise UserError(f"there is no checkpoint {path}: train one, or name another by --out_dir.")
     try:
@@ -80,9 +83,15 @@ def from_nanogpt(loaded: dict) -> dict:
     }
 
 
-def find(path: str) -> str:
-    """The file to sample from: `path` itself, or of a run's folder its best, else its latest."""
-    if not os.path.isdir(path):
+def find(path: str, progress=None) -> str:
+    """What to load: of a run's folder its best checkpoint, else its latest; of `gpt2` and its
+    like the folder of the released weights, downloaded at first use; else `path` itself.
+
+    progress: tqdm or its like.
+    """
+    if path in huggingface.RELEASED and not os.path.exists(path):
+        return huggingface.released(path, progress)
+    if not os.path.isdir(path) or huggingface.is_folder(path):
         return path
     best = os.path.join(path, BEST)
     return best if os.path.exists(best) else os.path.join(path, LATEST)

@@ -10,6 +10,8 @@
 With a mask, train.mask.bin holds one uint8 a token: 1 where the token is graded as a target.
 """
 
+import contextlib
+import errno
 import functools
 import json
 import os
@@ -29,6 +31,7 @@ from core.tokenizer import GPT2Tokenizer, Tokenizer, from_dict
 SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 RESIDENT_TOKENS = 2**26  # up to here a split lives on the device, as int32: 256 MiB
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 AGAIN = "run its prepare script again."
 
 
@@ -37,10 +40,15 @@ class Writer:
 
     row_length: None for a stream of text; N where each N tokens are an example of their own.
     source: where the text came from, kept in meta.json and shown by train.py.
+    resumable: what `checkpoint` has secured outlives an interruption, and the next Writer of the
+        same dataset goes on after it.
     """
 
-    def __init__(self, folder: str, tokenizer: Tokenizer, source: dict, row_length=None):
+    def __init__(
+        self, folder: str, tokenizer: Tokenizer, source: dict, row_length=None, resumable=False
+    ):
         self.folder, self.files, self.counts = folder, {}, dict.fromkeys(SPLITS, 0)
+        self.resumable, self.progress = resumable, None  # what was given to `checkpoint` last
         self.meta = {
             "tokenizer": tokenizer.to_dict(),
             "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
@@ -50,6 +58,15 @@ class Writer:
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
+        if self.resumable and os.path.exists(self.temporary("progress")):
+            with open(self.temporary("progress"), encoding="utf-8") as file:
+                saved = json.load(file)
+            if saved["meta"] == self.meta:
+                self.progress, self.counts = saved["progress"], saved["counts"]
+                for name, size in saved["sizes"].items():
+                    self.files[name] = open(self.temporary(name), "r+b")
+                    self.files[name].truncate(size)  # what came after the checkpoint comes again
+                    self.files[name].seek(size)
         return self
 
     def append(self, split: str, ids, mask=None) -> None:
@@ -66,30 +83,57 @@ class Writer:
         self.files[name].write(array.tobytes())
 
     def temporary(self, name: str) -> str:
-        return os.path.join(self.folder, f".{name}.{os.getpid()}.tmp")
+        ending = "partial" if self.resumable else f"{os.getpid()}.tmp"
+        return os.path.join(self.folder, f".{name}.{ending}")
+
+    def checkpoint(self, progress) -> None:
+        """Secure what was written so far; `progress` is how far that is, in the caller's terms."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        sizes = {name: file.tell() for name, file in self.files.items()}
+        saved = {"meta": self.meta, "progress": progress, "counts": self.counts, "sizes": sizes}
+        path = self.temporary("progress")
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump(saved, file)
+        os.replace(path + ".new", path)
 
     def __exit__(self, kind, error, traceback) -> None:
         """Rename everything into place, or leave nothing. meta.json goes first: its counts betray
         a swap cut short, and a folder without it would pass for nanoGPT's."""
+        whole = False
         try:
             if kind is None:
-                counts = {f"{split}_tokens": count for split, count in self.counts.items()}
-                meta = json.dumps({**self.meta, **counts}, ensure_ascii=False, indent=1)
-                self.write("meta.json", np.frombuffer(meta.encode(), np.uint8))
-            for file in self.files.values():
-                with file:
-                    file.flush()
-                    os.fsync(file.fileno())
-            if kind is None:
-                masks = [f"{split}.mask.bin" for split in SPLITS]
-                for name in sorted(self.files, key=lambda name: name != "meta.json"):
-                    os.replace(self.temporary(name), os.path.join(self.folder, name))
-                for stale in {*masks} - {*self.files} & {*os.listdir(self.folder)}:
-                    os.remove(os.path.join(self.folder, stale))
+                self.put_in_place()
+                whole = True
+        except OSError as full:
+            kind, error = OSError, full
         finally:
-            for name in self.files:
-                if os.path.exists(self.temporary(name)):
+            for name, file in self.files.items():
+                with contextlib.suppress(OSError):  # a full disk was reported already
+                    file.close()
+                if os.path.exists(self.temporary(name)) and not (self.resumable and not whole):
                     os.remove(self.temporary(name))
+        if whole and self.resumable and os.path.exists(self.temporary("progress")):
+            os.remove(self.temporary("progress"))
+        if kind is not None and issubclass(kind, OSError) and error.errno in DISK_ERRORS:
+            raise UserError(
+                f"{self.folder} can't be written ({error.strerror}); what stood there is kept."
+            ) from None
+
+    def put_in_place(self) -> None:
+        counts = {f"{split}_tokens": count for split, count in self.counts.items()}
+        meta = json.dumps({**self.meta, **counts}, ensure_ascii=False, indent=1)
+        self.write("meta.json", np.frombuffer(meta.encode(), np.uint8))
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        for name in sorted(self.files, key=lambda name: name != "meta.json"):
+            os.replace(self.temporary(name), os.path.join(self.folder, name))
+        masks = [f"{split}.mask.bin" for split in SPLITS]
+        for stale in {*masks} - {*self.files} & {*os.listdir(self.folder)}:
+            os.remove(os.path.join(self.folder, stale))
 
 
 def read_meta(folder: str) -> dict:
@@ -193,7 +237,7 @@ class Split:
             rows = self.send(ids.astype(np.int64))
             if self.masked:
                 mask = self.send(np.memmap(self.mask_path, np.uint8, mode="r")[where[:, 1:]])
-        x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        x, y = rows[:, :-1].contiguous(), rows[:, 1:].clone()  # a row alone is contiguous: a view
         return x, y if mask is None else y.masked_fill_(mask == 0, -1)
 
     def send(self, array: np.ndarray) -> torch.Tensor:
@@ -207,14 +251,20 @@ class Dataset:
     """Rows of a dataset folder, as a function of (seed, step, row) alone.
 
     block_size: tokens a row of a stream; a dataset of rows brings its own length, at most that.
-    batch_rows: rows of one global batch, of which this rank takes an equal slice.
+    batch_rows: rows of one global batch, of which each rank takes a slice.
+    ramp: updates over which the batch grows in a line from a sixteenth to all of its rows, as for
+        GPT-3, https://arxiv.org/abs/2005.14165, table 2.1.
     Raises UserError for whatever is wrong with the files.
     """
 
-    def __init__(self, folder: str, block_size: int, batch_rows: int, seed: int, runtime: Runtime):
+    def __init__(
+        self, folder: str, block_size: int, batch_rows: int, seed: int, runtime: Runtime, ramp=0
+    ):
         self.meta = meta = read_meta(folder)
         self.tokenizer, self.row_length = from_dict(meta["tokenizer"]), meta["row_length"]
         self.batch_rows, self.seed, self.runtime = batch_rows, seed, runtime
+        growing = np.ceil(batch_rows * (1 + 15 * np.arange(ramp) / max(1, ramp)) / 16)
+        self.ramp_rows = np.cumsum([0, *growing.astype(np.int64)])  # before update 0, 1, ... ramp
         self.T = self.row_length - 1 if self.row_length else block_size
         self.stride = self.row_length or self.T
         if self.T > block_size:
@@ -229,16 +279,38 @@ class Dataset:
                     "row: lower --block_size or prepare a longer text."
                 )
 
-    def batch(self, split: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's rows of the global batch of update `step` (from 0): x, y (rows, T) int64."""
-        share = self.batch_rows // self.runtime.world_size
-        first = step * self.batch_rows + self.runtime.rank * share
-        starts = self.shuffled_starts(split, np.arange(first, first + share))
-        return self.splits[split].rows(starts, self.T)
+    def rows_before(self, step: int) -> int:
+        """How many rows all processes have trained on before update `step` (from 0)."""
+        ramp = len(self.ramp_rows) - 1
+        return int(self.ramp_rows[min(step, ramp)]) + max(0, step - ramp) * self.batch_rows
 
-    def graded(self, y: torch.Tensor) -> float:
-        """How many tokens of the global batch are graded, y being this rank's."""
-        return self.runtime.sum((y >= 0).sum())[0] if self.masked else self.batch_rows * self.T
+    def batch(self, split: str, step: int, whole=1) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's rows of the global batch of update `step` (from 0): x, y (rows, T) int64.
+
+        Their number is a multiple of `whole`, and not 0: rows that are not graded fill it up.
+        """
+        first, last = self.rows_before(step), self.rows_before(step + 1)
+        rank, processes = self.runtime.rank, self.runtime.world_size
+        begin, end = (first + (last - first) * r // processes for r in (rank, rank + 1))
+        starts = self.shuffled_starts(split, np.arange(begin, end))
+        filling = max(whole, -(-len(starts) // whole) * whole) - len(starts)
+        x, y = self.splits[split].rows(np.pad(starts, (0, filling)), self.T)
+        y[end - begin :] = -1
+        return x, y
+
+    def graded(self, y: torch.Tensor, step: int) -> float:
+        """How many tokens of update `step`'s global batch are graded, y being this rank's."""
+        if self.masked:
+            return self.runtime.sum((y >= 0).sum())[0]
+        return (self.rows_before(step + 1) - self.rows_before(step)) * self.T
+
+    def bytes_per_token(self, split: str) -> float:
+        """Bytes of UTF-8 that a token of a split stands for in the mean."""
+        data, lengths, total = self.splits[split], self.tokenizer.byte_lengths(), 0
+        ids = np.memmap(data.path, data.dtype, mode="r")
+        for first in range(0, len(ids), 2**20):
+            total += int(lengths[ids[first : first + 2**20]].sum())
+        return total / len(ids)
 
     def shuffled_starts(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Where those rows of the endless shuffled order start: epochs without replacement."""

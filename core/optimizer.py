@@ -166,7 +166,7 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
 
 
 def lr_factor(
-    schedule: str, step: int, warmup: int, end: int, floor: float, warmdown: float
+    schedule: str, step: float, warmup: float, end: float, floor: float, warmdown: float
 ) -> float:
     """Learning rate of update `step` (from 0) as a share of its peak.
 

@@ -8,8 +8,11 @@ import codecs
 import functools
 from collections.abc import Iterable
 
+import numpy as np
+
 from core import UserError
 
+END = "<|endoftext|>"  # the token between documents, under GPT-2's name
 UNKNOWN = "\ufffd"  # what an id that stands for nothing decodes to (padding of the vocabulary)
 
 
@@ -19,10 +22,23 @@ class Tokenizer:
     kind: str
     vocab_size: int
     special: dict[str, int]  # ids that stand for no text, by name: "<sep>"
+    end_token: int | None  # stands after each document of several
     start_token: int  # what an empty prompt begins with
 
     def to_dict(self) -> dict:
         return {"kind": self.kind}
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of a text in which special tokens have no meaning, without a list of them."""
+        return np.array(self.encode(text))
+
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes of UTF-8 each id stands for, (vocab_size,); 0 for those of no text."""
+        raise NotImplementedError
+
+    def ranks(self) -> dict[bytes, int]:
+        """The bytes that each id stands for, and the order in which byte pairs merge."""
+        raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -44,7 +60,8 @@ class CharTokenizer(Tokenizer):
         self.pieces = [*self.special, *self.chars]
         self.ids = {piece: i for i, piece in enumerate(self.pieces) if i >= len(self.special)}
         self.vocab_size = len(self.pieces)
-        self.start_token = self.ids.get("\n", 0)
+        self.end_token = self.special.get(END)
+        self.start_token = self.ids.get("\n", 0) if self.end_token is None else self.end_token
 
     @classmethod
     def from_text(cls, text: str, special: Iterable[str] = ()) -> "CharTokenizer":
@@ -64,6 +81,22 @@ class CharTokenizer(Tokenizer):
                 f"characters outside the vocabulary: {unknown}; known: {known}"
             ) from None
 
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """The id of each code point; -1 where there is none."""
+        table = np.full(max(map(ord, self.ids), default=0) + 2, -1, np.int32)
+        table[[ord(char) for char in self.ids]] = list(self.ids.values())
+        return table
+
+    def encode_array(self, text: str) -> np.ndarray:
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = self.table[np.minimum(points, len(self.table) - 1)]
+        return ids if ids.min(initial=0) >= 0 else np.array(self.encode(text))  # which complains
+
+    def byte_lengths(self) -> np.ndarray:
+        lengths = [len(piece.encode()) for piece in self.pieces]
+        return np.array([0] * len(self.special) + lengths[len(self.special) :])
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         pieces = self.pieces
         text = "".join(pieces[i] if 0 <= i < len(pieces) else UNKNOWN for i in ids)
@@ -76,10 +109,20 @@ class ByteTokenizer(Tokenizer):
     kind = "byte"
     vocab_size = 256
     special = {}  # noqa: RUF012 (a constant)
+    end_token = 0  # a byte that no text holds
     start_token = 10  # a line break
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), np.uint8)
+
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([0] + [1] * 255)
+
+    def ranks(self) -> dict[bytes, int]:
+        return {bytes([i]): i for i in range(256)}
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(bytes([i]) if 0 <= i < 256 else UNKNOWN.encode() for i in ids)
@@ -90,8 +133,8 @@ class GPT2Tokenizer(Tokenizer):
 
     kind = "gpt2"
     vocab_size = 50257
-    special = {"<|endoftext|>": 50256}  # noqa: RUF012 (a constant)
-    start_token = 50256  # it stands between GPT-2's documents
+    special = {END: 50256}  # noqa: RUF012 (a constant)
+    end_token = start_token = 50256
 
     @functools.cached_property
     def bpe(self):
@@ -111,6 +154,15 @@ class GPT2Tokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """Ids of the text; "<|endoftext|>" in it becomes that token, as in nanoGPT's sample.py."""
         return self.bpe.encode(text, allowed_special=set(self.special))
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return self.bpe.encode_to_numpy(text, disallowed_special=())
+
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([*map(len, self.ranks()), 0])
+
+    def ranks(self) -> dict[bytes, int]:
+        return {self.bpe.decode_single_token_bytes(i): i for i in range(50256)}
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         known, piece = range(self.vocab_size), self.bpe.decode_single_token_bytes

@@ -1,8 +1,12 @@
 """Shared by the tests: where real data is, small datasets, and running a script as a user does."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -34,30 +38,118 @@ def folio_data():
     return find
 
 
+@pytest.fixture(scope="session")
+def fork_server():
+    command = [sys.executable, Path(__file__).with_name("fork_server.py")]
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    ) as server:
+        yield server
+        server.stdin.close()
+
+
 @pytest.fixture
-def script(tmp_path):
+def script(tmp_path, tmp_path_factory, fork_server):
     """A function that runs `python NAME ARGUMENTS` in an empty folder and checks its status.
 
     A status of 2, a user's mistake, must come with one sentence; None checks nothing.
     """
+    said = tmp_path_factory.mktemp("said")
 
-    def run(name: str, *arguments, status: int | None = 0, timeout: int = 300, **environment: str):
-        result = subprocess.run(
-            [sys.executable, str(ROOT / name), *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
+    def run(name: str, *arguments, status=0, timeout=300, input="", **environment: str):
+        stdin, stdout, stderr = (said / stream for stream in ("stdin", "stdout", "stderr"))
+        stdin.write_text(input, encoding="utf-8")
+        job = {
+            "argv": [str(ROOT / name), *map(str, arguments)],
+            "cwd": str(tmp_path),
+            "env": {**os.environ, **environment},
+            "timeout": timeout,
+        }
+        job |= {"stdin": str(stdin), "stdout": str(stdout), "stderr": str(stderr)}
+        fork_server.stdin.write(json.dumps(job) + "\n")
+        fork_server.stdin.flush()
+        code = int(fork_server.stdout.readline())
+        result = subprocess.CompletedProcess(
+            job["argv"],
+            code,
+            stdout.read_text(encoding="utf-8"),
+            stderr.read_text(encoding="utf-8"),
         )
-        said = f"{result.stdout}\n{result.stderr}"
-        assert status is None or result.returncode == status, said
+        everything = f"{result.stdout}\n{result.stderr}"
+        assert status is None or code == status, everything
         if status == 2:  # a user's mistake is one sentence
-            assert "Traceback" not in result.stderr, said
-            assert len(result.stderr.strip().splitlines()) == 1, said
+            assert "Traceback" not in result.stderr, everything
+            assert len(result.stderr.strip().splitlines()) == 1, everything
         return result
 
     return run
+
+
+def start_torchrun(folder, *arguments, launcher=("--standalone", "--nproc_per_node=2")):
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *launcher, ROOT / "train.py", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """A function that runs train.py on two processes, checks its status, and gives its output."""
+
+    def run(*arguments) -> str:
+        process = start_torchrun(tmp_path, *arguments)
+        out = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, out
+        return out
+
+    return run
+
+
+@pytest.fixture
+def hub():
+    """A web server that stands for the Hugging Face hub: a function files, **faults -> url.
+
+    files: path -> bytes. It answers ranges, and states sha256 as the hub does. faults: path -> what
+    to do at each request in turn before it behaves: a status, or ("cut", n): n bytes, then silence.
+    """
+    servers = []
+
+    def serve(files: dict[str, bytes], faults: dict[str, list] | None = None, sha256="") -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append((self.path, self.headers.get("Range"), self.headers["Authorization"]))
+                fault = (faults or {}).get(self.path) or [None]
+                fault = fault.pop(0)
+                body = files.get(self.path)
+                if body is None or isinstance(fault, int):
+                    return self.send_error(fault or 404)
+                first = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+                if first >= len(body):
+                    return self.send_error(416)
+                self.send_response(206 if first else 200)
+                digest = sha256 or hashlib.sha256(body).hexdigest()
+                self.send_header("X-Linked-Etag", f'"{digest}"')
+                self.send_header("Content-Length", str(len(body) - first))
+                self.end_headers()
+                self.wfile.write(body[first:] if fault is None else body[first:][: fault[1]])
+
+            def log_message(self, *_):
+                pass
+
+        asked: list = []
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        serve.asked = asked
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
 
 
 @pytest.fixture

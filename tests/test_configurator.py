@@ -98,6 +98,26 @@ def test_a_mistake_in_a_config_file_names_the_file(settings, tmp_path, content, 
     assert sentence in str(caught.value) and "bad.py" in str(caught.value)
 
 
+def test_a_preset_stands_for_settings_that_may_be_set_beside_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text('model = ""  # a size\nwidth = 4  # of it\ndepth = 2  # of it\nconfigure()\n')
+    presets = {"model": {"big": {"width": 64, "depth": 8}}}
+
+    def configured(*argv):
+        values = configure(str(script), presets=presets, argv=list(argv))
+        return values["width"], values["depth"]
+
+    (tmp_path / "c.py").write_text("width = 4\nmodel = 'big'\n")
+    config = str(tmp_path / "c.py")
+    assert configured() == (4, 2)
+    assert configured("--model=big") == (64, 8)
+    assert configured("--model=big", "--depth=3") == (64, 3)
+    assert configured(config) == (4, 8)  # the default, but said
+    assert configured(config, "--model", "big") == (64, 8)
+    with pytest.raises(UserError, match="one of big"):
+        configured("--model=biggest")
+
+
 def test_help_lists_every_setting_with_default_and_comment(script):
     out = script("train.py", "--help").stdout
     for name in ("max_iters=600000", "optimizer=adamw", *(f"{f}=" for f in FIELDS)):
@@ -132,7 +152,7 @@ def test_every_shipped_config_is_accepted_and_opens_with_its_command():
     import runpy
 
     for path in sorted((ROOT / "config").glob("*.py")):
-        assert f"config/{path.name}" in path.read_text().splitlines()[0], path
+        assert f"config/{path.name}" in "".join(path.read_text().splitlines()[:2]), path
         assert runpy.run_path(str(path), init_globals={"max_iters": 1, "learning_rate": 1.0})
 
 

@@ -61,6 +61,32 @@ def test_ranks_share_the_rows_of_one_process(numbers):
         assert torch.equal(one, torch.cat(parts))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_a_growing_batch_reads_the_same_rows_on_any_number_of_ranks(numbers, world_size):
+    folder, rows, ramp = numbers(), 24, 10
+    whole = Dataset(folder, 8, rows, 0, CPU)
+    sizes = []
+    for step in range(ramp + 3):
+        x, y = [], []
+        for rank in range(world_size):
+            runtime = Runtime(CPU.device, rank, rank, world_size)
+            data = Dataset(folder, 8, rows, 0, runtime, ramp)
+            part = data.batch("train", step, whole=2)
+            assert len(part[0]) % 2 == 0 and len(part[0]) > 0
+            x.append(part[0][part[1][:, 0] >= 0])
+            y.append(part[1][part[1][:, 0] >= 0])
+        x, y = torch.cat(x), torch.cat(y)
+        first = data.rows_before(step)
+        assert len(x) == data.rows_before(step + 1) - first
+        assert data.graded(y, step) == y.numel()
+        expected = whole.splits["train"].rows(
+            whole.shuffled_starts("train", np.arange(first, first + len(x))), 8
+        )
+        assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+        sizes.append(len(x))
+    assert sizes[0] == 2 and sizes[-3:] == [24, 24, 24] and sizes == sorted(sizes)
+
+
 def test_a_mask_grades_its_tokens_as_targets_only(numbers):
     data = open_data(numbers(mask=lambda i: i % 3 == 0))
     x, y = data.batch("train", 0)
@@ -69,6 +95,13 @@ def test_a_mask_grades_its_tokens_as_targets_only(numbers):
     assert set(y[y >= 0].tolist()) <= set(following.flatten().tolist())
     assert torch.equal(y[y >= 0], following[y >= 0])
     assert 0.25 < (y >= 0).float().mean() < 0.42
+
+
+def test_a_row_alone_is_masked_without_touching_its_input(numbers):
+    folder = numbers(mask=lambda i: i % 2)
+    data = Dataset(folder, 10, 1, 0, CPU)
+    x, y = data.batch("train", 0)
+    assert x.min() >= 0 and (y == -1).any()
 
 
 def test_rows_of_their_own_are_never_joined(numbers):
@@ -120,6 +153,30 @@ def test_the_writer_leaves_the_old_dataset_when_it_fails(numbers):
         writer.append("train", [1, 2, 3])
         raise RuntimeError("the power went")
     assert before == {name: open(f"{folder}/{name}", "rb").read() for name in os.listdir(folder)}
+
+
+def test_a_resumable_writer_goes_on_after_its_checkpoint(tmp_path):
+    folder, coder = tmp_path / "data", ByteTokenizer()
+
+    def write(stop_at=None):
+        with Writer(str(folder), coder, {"name": "x"}, resumable=True) as writer:
+            begun = writer.progress or 0
+            for part in range(begun, 5):
+                writer.append("train", [part] * 10)
+                if part == stop_at:
+                    writer.append("val", [99])  # not secured: it comes again
+                    raise KeyboardInterrupt
+                writer.append("val", [part])
+                writer.checkpoint(part + 1)
+        return begun
+
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_at=3)
+    assert not (folder / "train.bin").exists()
+    assert write() == 3
+    assert np.fromfile(folder / "val.bin", np.uint16).tolist() == [0, 1, 2, 3, 4]
+    assert np.fromfile(folder / "train.bin", np.uint16).tolist() == sorted([*range(5)] * 10)
+    assert sorted(p.name for p in folder.iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
 def test_a_new_dataset_without_masks_drops_the_old_masks(numbers):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core import UserError
+from core import UserError, huggingface
 from core.quantize import to_int8
 from model import GPT, GPTConfig, KVCache, attention, draw, dropout
 
@@ -16,7 +16,14 @@ MODERN = dict(
     activation="relu2", rotary=True, rms_norm=True, qk_norm=True, logit_softcap=15.0,
     untied_head=True, bias=False,
 )  # fmt: skip
-VARIANTS = [{}, {**MODERN, "smear": 2}, {"rotary": True}, {"activation": "gelu"}, {"smear": 1}]
+VARIANTS = [
+    {},
+    {**MODERN, "smear": 2},
+    {"rotary": True},
+    {"activation": "gelu"},
+    {"smear": 1},
+    {"window": 4},
+]
 
 
 def small(seed=0, **fields) -> GPT:
@@ -45,7 +52,7 @@ def test_logits_equal_those_of_transformers_gpt2():
     for p in theirs.parameters():
         torch.nn.init.normal_(p, 0.0, 0.1)
     args = dict(vocab_size=1000, block_size=48, **shape)
-    ours = GPT.from_gpt2(args, theirs.state_dict()).eval()
+    ours = GPT.from_weights(args, huggingface.to_ours(theirs.state_dict())).eval()
     idx = torch.randint(1000, (2, 48))
     with torch.no_grad():
         expected, logits = theirs(idx, labels=idx), ours(idx)
@@ -191,20 +198,41 @@ def test_attention_written_out_equals_fused_attention(T):
     torch.manual_seed(0)
     leaves = [torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3)]
     q, k, v = (leaf.bfloat16() for leaf in leaves)  # bf16 is written out, fp32 is fused
-    y = attention(q, k, v, past=0, p=0.0).float()
+    y = attention(q, k, v, past=0, window=0, p=0.0).float()
     expected = F.scaled_dot_product_attention(*leaves, is_causal=True)
     torch.testing.assert_close(y, expected, atol=0.03, rtol=0.03)
     got, wanted = (torch.autograd.grad(out.square().sum(), leaves) for out in (y, expected))
     for a, b in zip(got, wanted, strict=True):
         assert (a - b).norm() <= 0.03 * b.norm() + 1e-3
-    assert torch.equal(attention(*leaves, past=0, p=0.0), expected)
+    assert torch.equal(attention(*leaves, past=0, window=0, p=0.0), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("past", [0, 3, 20])
+def test_a_window_equals_dense_attention_with_the_band_as_its_mask(past, dtype):
+    q, k, v = torch.randn(3, 2, 4, 40, 16, dtype=dtype).unbind()
+    i, j = torch.arange(40)[:, None], torch.arange(40)
+    band = (j <= i) & (j > i - 8)  # a token sees itself and the seven before
+    expected = F.scaled_dot_product_attention(q, k, v, band)
+    y = attention(q[:, :, past:], k, v, past=past, window=8, p=0.0)
+    torch.testing.assert_close(y, expected[:, :, past:], atol=2e-2 if past == 0 else 1e-2, rtol=0)
+
+
+def test_every_second_layer_has_the_window():
+    model = small(window=4)
+    assert [block.attn.window for block in model.transformer.h] == [0, 4, 0]
+    banded = small(window=4, n_layer=2)
+    idx = tokens(1, 16)
+    dense = small(n_layer=2)
+    assert torch.allclose(banded(idx)[:, :4], dense(idx)[:, :4], atol=1e-5)
+    assert not torch.allclose(banded(idx)[:, 5:], dense(idx)[:, 5:], atol=1e-3)
 
 
 def test_attention_dropout_keeps_the_mean():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
-    draws = [attention(q, k, v, past=0, p=0.3) for _ in range(4000)]
-    exact = attention(q, k, v, past=0, p=0.0)
+    draws = [attention(q, k, v, past=0, window=0, p=0.3) for _ in range(4000)]
+    exact = attention(q, k, v, past=0, window=0, p=0.0)
     assert not torch.equal(draws[0], draws[1])
     assert (torch.stack(draws).mean(0) - exact).abs().max() < 0.08
 

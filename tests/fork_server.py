@@ -1,0 +1,39 @@
+"""Runs scripts in forks of a process that has imported torch: a start costs 2 seconds less.
+
+Reads one job a line, {"argv": [...], "cwd": ..., "env": {...}, "stdin": file, "stdout": file,
+"stderr": file, "timeout": seconds}, and answers with the exit status. It computes nothing itself,
+so that its forks find no threads missing.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+
+import requests  # noqa: F401
+import torch  # noqa: F401
+
+
+def become(job: dict) -> None:
+    """In a fork: what `python ARGV` would be."""
+    signal.alarm(job["timeout"])
+    os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ.update(job["env"])
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    os.dup2(os.open(job["stdin"], os.O_RDONLY), 0)
+    os.dup2(os.open(job["stdout"], flags), 1)
+    os.dup2(os.open(job["stderr"], flags), 2)
+    sys.argv = job["argv"]
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        become(json.loads(line))
+        break
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
