@@ -32,16 +32,20 @@ RANGES = {
     "at least 1": (
         lambda v: v >= 1,
         "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd num_samples "
-        "eval_iters log_interval prompt_tokens",
+        "eval_iters log_interval prompt_tokens min_freq row_length length symbols held_out "
+        "problems",
     ),
     "at least 0": (
         lambda v: v >= 0,
         "max_iters eval_interval warmup_iters warmup_tokens lr_decay_iters ramp_iters min_lr "
         "max_new_tokens weight_decay grad_clip logit_softcap peak_tflops temperature top_k seed "
-        "smear loss_chunk updates new_tokens",
+        "smear window loss_chunk updates new_tokens shards limit val_share",
     ),
     "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty"),
-    "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p"),
+    "at least 0 and below 1": (
+        lambda v: 0 <= v < 1,
+        "beta1 beta2 muon_momentum dropout min_p smooth",
+    ),
     "above 0 and at most 1": (lambda v: 0 < v <= 1, "top_p warmdown"),
 }
 
@@ -93,6 +97,7 @@ def configure(
     script: str,
     *also: str | type,
     presets: dict[str, dict[str, dict]] | None = None,
+    words: list[str] | None = None,
     argv: list[str] | None = None,
 ) -> dict:
     """The script's settings, name -> value, after the command line's config files and options.
@@ -102,6 +107,7 @@ def configure(
     also: where more settings stand: another script beside this one, or a dataclass, of which they
         are the fields with a default. What the script sets itself goes first.
     presets: setting -> value -> the settings that it stands for, {"model": {"gpt2-xl": {...}}}.
+    words: a list to which what is neither an option nor a .py file is added, if it is to be taken.
     argv: the arguments, by default the process's. `--help` prints all settings and exits.
     Raises UserError for a wrong key, type, value or file.
     """
@@ -126,6 +132,9 @@ def configure(
         if argument in ("--help", "-h"):
             print_help(script, settings)
             raise SystemExit(0)
+        if words is not None and not argument.startswith("--") and not argument.endswith(".py"):
+            words.append(argument)
+            continue
         if not argument.startswith("--"):
             read = read_config_file(argument, settings, values)
             for name in sorted(read, key=lambda name: name not in presets):

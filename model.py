@@ -283,6 +283,9 @@ class GPT(nn.Module):
             model = cls(GPTConfig(**model_args), init=False)
         if (wpe := "transformer.wpe.weight") in weights:
             weights = {**weights, wpe: weights[wpe][: model.config.block_size]}
+        head, wte = "lm_head.weight", "transformer.wte.weight"
+        if model.config.untied_head and weights[head].data_ptr() == weights[wte].data_ptr():
+            weights = {**weights, head: weights[head].clone()}  # it was tied so far
         try:
             model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
@@ -291,6 +294,16 @@ class GPT(nn.Module):
         if not model.config.untied_head:
             model.lm_head.weight = model.transformer.wte.weight
         return model
+
+    def freeze(self, tokens: list[int]) -> None:
+        """Let only the last block, the last norm and these tokens' rows of the head learn, which
+        has to be untied."""
+        self.requires_grad_(False)
+        for part in (self.transformer.h[-1], self.transformer.ln_f, self.lm_head):
+            part.requires_grad_(True)
+        rows = torch.zeros_like(self.lm_head.weight[:, :1])
+        rows[tokens] = 1
+        self.lm_head.weight.register_hook(lambda gradient: gradient * rows)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """idx (B, T) -> the last block's normalized output (B, T, C); the cache grows by T."""
@@ -339,19 +352,29 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def generate(
-        self, idx: Tensor, max_new_tokens: int, stop_tokens=(), seed=None, use_cache=True, **drawing
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        stop_tokens=(),
+        seed=None,
+        use_cache: bool | KVCache = True,
+        **drawing,
     ) -> Iterator[Tensor]:
         """Continue idx (B, T), T >= 1, yielding the next token of every row, (B,), as it comes.
 
         stop_tokens: a row that draws one yields -1 from there on; when all rows have, it ends.
+        use_cache: without it the tokens are the same, only later; a cache of the first tokens of
+        idx is gone on with, and then holds those of the continuation but the last, for next time.
         drawing: the options of `draw`. Past block_size the newest half of the context goes on.
-        Without the cache the tokens are the same, only later.
         """
         assert idx.size(1), "a continuation needs a token to start from"
         generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
         block_size = self.config.block_size
-        context = unread = idx[:, -block_size:]
-        cache = KVCache(min(block_size, context.size(1) + max_new_tokens)) if use_cache else None
+        context = idx[:, -block_size:]
+        cache = use_cache if isinstance(use_cache, KVCache) else None
+        if use_cache is True:
+            cache = KVCache(min(block_size, context.size(1) + max_new_tokens))
+        unread = context[:, cache.length if cache else 0 :]
         done = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):
             logits = self.head(self.hidden(unread, cache)[:, -1])

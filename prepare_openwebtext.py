@@ -72,12 +72,7 @@ def texts(path: str, first: int) -> Iterator[tuple[str, str, bool]]:
     """Every piece of a file whose first document has that number, as corpus.encoded wants it."""
     global documents
     for number, document in enumerate(corpus.documents([path], column), start=first):
-        split, held = corpus.split_of(number, val_share, seed), ""
-        for text in document:
-            if held:
-                yield split, held, False
-            held = text
-        yield split, held, True
+        yield from corpus.with_end(document, corpus.split_of(number, val_share, seed))
         documents = number + 1
 
 

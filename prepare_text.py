@@ -67,12 +67,7 @@ def texts() -> Iterator[tuple[str, str, bool]]:
                 yield from ((s, t, False) for s, t in (("train", text[:cut]), ("val", text[cut:])))
                 place += len(text)
             return
-        split, held = corpus.split_of(number, val_share, seed), ""
-        for text in document:
-            if held:
-                yield split, held, False
-            held = text
-        yield split, held, True
+        yield from corpus.with_end(document, corpus.split_of(number, val_share, seed))
 
 
 source = {"name": input, "documents": count, "bytes": size}

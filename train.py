@@ -40,6 +40,7 @@ init_from = "scratch"  # scratch, resume, auto (resume, if it can), gpt2, gpt2-x
 max_iters = 600000  # updates in all
 eval_interval = 2000  # updates between evaluations, 0 = only after the last
 eval_iters = 200  # an evaluation takes the whole split or this many batches, whichever is less
+freeze = False  # train only the last block, the last norm and the rows of a dataset's labels
 eval_only = False  # evaluate once, over the whole validation split, and stop
 always_save_checkpoint = True  # save at every evaluation, or only where it is the best so far
 log_interval = 10  # updates between training lines
@@ -76,6 +77,7 @@ peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
 wandb_log = False  # to Weights & Biases, besides log.jsonl
 wandb_project = "folioGPT"  # its project
 wandb_run_name = "gpt2"  # its run
+tensorboard_log = False  # to TensorBoard's files in out_dir
 config = configure(__file__, GPTConfig, presets={"model": SIZES})
 globals().update(config)
 
@@ -114,18 +116,28 @@ run.any(False)  # the others wait
 data = Dataset(folder, model_args["block_size"], batch_rows, seed, run, ramp_iters)
 tokenizer = data.tokenizer.to_dict()
 if loaded and loaded["tokenizer"] not in (tokenizer, None):
-    raise UserError(f"{folder} has another vocabulary than the checkpoint: choose its --dataset.")
+    if resuming or loaded["tokenizer"]["kind"] != tokenizer["kind"]:
+        raise UserError(f"{folder} has another vocabulary than the checkpoint: choose its dataset.")
+    loaded, common = checkpoint.with_vocabulary(loaded, data.tokenizer)
+    model_args["vocab_size"] = data.tokenizer.vocab_size
+    say(f"vocab    {common:,} of {data.tokenizer.vocab_size:,} tokens are the checkpoint's")
+labels = [i for name, i in data.tokenizer.special.items() if name.startswith("<label ")]
+if freeze:
+    if not labels:
+        raise UserError(f"freeze=True: {folder} has no labels, as prepare_reviews.py gives them.")
+    model_args["untied_head"] = True
 
 model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
 model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
 model.to(run.device)
+if freeze:
+    model.freeze(labels)
 matmul_dtype = runtime.choose_dtype(dtype, run.device)
 autocast = runtime.autocast(run.device, matmul_dtype)
 betas = beta1, beta2
 muon = muon_lr, muon_momentum
-optimizers = build_optimizers(
-    model, optimizer, learning_rate, betas, *muon, weight_decay, matmul_dtype
-)
+decay = 0.0 if freeze else weight_decay  # which would reach frozen rows of the head
+optimizers = build_optimizers(model, optimizer, learning_rate, betas, *muon, decay, matmul_dtype)
 scaler = torch.amp.GradScaler(run.device.type, enabled=matmul_dtype == torch.float16)
 start_step, best_val_loss = 0, math.inf
 if resuming:
@@ -182,22 +194,15 @@ if writes:
     elif aside := checkpoint.set_aside(out_dir):
         say(f"run      the earlier run in {out_dir} is kept as {aside}")
     log.append(log_path, {"config": config, "model_args": model_args, **facts})
-if wandb_log and writes:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError(
-            f"wandb_log=True needs `pip install wandb`; without it {log_path} says the same."
-        ) from None
-    wandb.init(project=wandb_project, name=wandb_run_name, config=config)
+trackers = log.trackers(config, model_args) if writes else []
 
 
 # ---- work ----------------------------------------------------------------------------------------
 def write(record: dict) -> None:
     if writes:
         log.append(log_path, record)
-    if writes and wandb_log:
-        wandb.log(record, step=record["step"])
+    for track in trackers:
+        track(record)
 
 
 @torch.no_grad()
@@ -232,6 +237,7 @@ def save(path: str, step: int) -> None:
         "model": model.state_dict(),
         "model_args": model_args,
         "tokenizer": tokenizer,
+        "task": data.meta.get("task"),
         "optimizers": [o.state_dict() for o in optimizers],
         "scaler": scaler.state_dict(),
         "step": step,
@@ -324,6 +330,4 @@ elif run.any(bool(caught)):
     say(f"stopped after {step} updates; the same command with --init_from=resume goes on")
 elif writes:
     say(f"done; python sample.py --out_dir={out_dir} shows what it has learned")
-if wandb_log and writes:
-    wandb.finish()
 run.leave(status=128 + caught[0] if caught else 0)

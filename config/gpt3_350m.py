@@ -1,4 +1,5 @@
-# python prepare_openwebtext.py --name=fineweb --hub_dataset=HuggingFaceFW/fineweb-edu
+# python prepare_openwebtext.py --name=fineweb --hub_dataset=HuggingFaceFW/fineweb-edu \
+#     --hub_config=sample-350BT
 # torchrun --standalone --nproc_per_node=8 train.py config/gpt3_350m.py
 # GPT-3 Medium as in table 2.1 of https://arxiv.org/abs/2005.14165, on web text instead of its
 # own: context 2048, every second layer banded, half a million tokens an update after a ramp,

@@ -1,8 +1,8 @@
 """Checkpoints: saved atomically, loaded without running code.
 
     {"model": {name: tensor}, "model_args": {GPTConfig's fields}, "tokenizer": {its plain dict},
-     "optimizers": [state dict, ...], "scaler": {...}, "step": 2000, "best_val_loss": 1.47,
-     "config": {every setting}}
+     "task": None or what a dataset's meta.json says of it, "optimizers": [state dict, ...],
+     "scaler": {...}, "step": 2000, "best_val_loss": 1.47, "config": {every setting}}
 
 nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same form.
 """
@@ -15,6 +15,7 @@ from glob import glob
 import torch
 
 from core import UserError, huggingface
+from core.tokenizer import Tokenizer, from_dict
 
 LATEST, BEST = "ckpt.pt", "best.pt"
 
@@ -81,6 +82,24 @@ def from_nanogpt(loaded: dict) -> dict:
         "best_val_loss": float(loaded.get("best_val_loss", float("inf"))),
         "config": loaded.get("config", {}),
     }
+
+
+def with_vocabulary(loaded: dict, wanted: Tokenizer) -> tuple[dict, int]:
+    """The checkpoint with the rows of its vocabulary those of another tokenizer of the same kind,
+    and how many of these tokens it knew: by what they stand for, wherever their rows were.
+
+    The row of a new token is the mean of all, to which nothing in particular leans.
+    """
+    old = {symbol: i for i, symbol in enumerate(from_dict(loaded["tokenizer"]).symbols())}
+    source = torch.tensor([old.get(symbol, -1) for symbol in wanted.symbols()])
+    weights = dict(loaded["model"])
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        rows = weights[name][source]
+        rows[source < 0] = weights[name][: len(old)].mean(0)
+        weights[name] = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 64))
+    args = {**loaded["model_args"], "vocab_size": wanted.vocab_size}
+    changed = {"model": weights, "model_args": args, "tokenizer": wanted.to_dict()}
+    return {**loaded, **changed}, int((source >= 0).sum())
 
 
 def find(path: str, progress=None) -> str:

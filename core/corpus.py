@@ -19,7 +19,7 @@ import numpy as np
 
 from core import UserError
 from core.runtime import seed_at
-from core.tokenizer import Tokenizer
+from core.tokenizer import EXTRACT, PAD, Tokenizer
 
 PIECE = 2**20  # characters read at once
 BATCH = 2**18  # characters that a thread is given at once
@@ -185,6 +185,16 @@ def split_of(document: int, val_share: float, seed: int) -> str:
     return "val" if seed_at(seed, document) < val_share * 2**63 else "train"
 
 
+def with_end(document: Iterable[str], split: str) -> Iterator[tuple[str, str, bool]]:
+    """Its pieces as `encoded` wants them, the last of which the end-of-text token follows."""
+    held = ""
+    for text in document:
+        if held:
+            yield split, held, False
+        held = text
+    yield split, held, True
+
+
 def encoded(
     texts: Iterable[tuple[str, str, bool]], tokenizer: Tokenizer
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
@@ -221,3 +231,18 @@ def encode_batch(batch, tokenizer: Tokenizer) -> tuple[dict[str, np.ndarray], in
             ids.append(np.array([tokenizer.end_token]))
     size = sum(len(text.encode()) for _, text, _ in batch)
     return {split: np.concatenate(ids) for split, ids in parts.items()}, size
+
+
+def questions(tokenizer: Tokenizer, text: str, task: dict) -> list[list[int]]:
+    """The ids after which a model says a text's label, those of a long text in several parts.
+
+    task: as prepare_reviews.py describes it: {"length": tokens that the model reads, "padded":
+    whether padding stands before the question, ...}.
+    """
+    ids, most = tokenizer.encode_array(text).tolist(), task["length"] - 1
+    count = max(1, -(-len(ids) // most))
+    size = -(-len(ids) // count)
+    parts = [ids[i * size : (i + 1) * size] for i in range(count)]
+    if task["padded"]:
+        parts = [part + [tokenizer.special[PAD]] * (most - len(part)) for part in parts]
+    return [[*part, tokenizer.special[EXTRACT]] for part in parts]

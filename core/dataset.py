@@ -11,7 +11,6 @@ With a mask, train.mask.bin holds one uint8 a token: 1 where the token is graded
 """
 
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -31,7 +30,6 @@ from core.tokenizer import GPT2Tokenizer, Tokenizer, from_dict
 SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 RESIDENT_TOKENS = 2**26  # up to here a split lives on the device, as int32: 256 MiB
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 AGAIN = "run its prepare script again."
 
 
@@ -40,12 +38,19 @@ class Writer:
 
     row_length: None for a stream of text; N where each N tokens are an example of their own.
     source: where the text came from, kept in meta.json and shown by train.py.
+    task: what the rows mean to whoever uses a model of them; a checkpoint keeps it.
     resumable: what `checkpoint` has secured outlives an interruption, and the next Writer of the
         same dataset goes on after it.
     """
 
     def __init__(
-        self, folder: str, tokenizer: Tokenizer, source: dict, row_length=None, resumable=False
+        self,
+        folder: str,
+        tokenizer: Tokenizer,
+        source: dict,
+        row_length: int | None = None,
+        task: dict | None = None,
+        resumable: bool = False,
     ):
         self.folder, self.files, self.counts = folder, {}, dict.fromkeys(SPLITS, 0)
         self.resumable, self.progress = resumable, None  # what was given to `checkpoint` last
@@ -55,6 +60,7 @@ class Writer:
             "row_length": row_length,
             "source": source,
         }
+        self.meta |= {"task": task} if task else {}
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
@@ -101,25 +107,22 @@ class Writer:
     def __exit__(self, kind, error, traceback) -> None:
         """Rename everything into place, or leave nothing. meta.json goes first: its counts betray
         a swap cut short, and a folder without it would pass for nanoGPT's."""
-        whole = False
         try:
             if kind is None:
                 self.put_in_place()
-                whole = True
         except OSError as full:
-            kind, error = OSError, full
-        finally:
-            for name, file in self.files.items():
-                with contextlib.suppress(OSError):  # a full disk was reported already
-                    file.close()
-                if os.path.exists(self.temporary(name)) and not (self.resumable and not whole):
-                    os.remove(self.temporary(name))
-        if whole and self.resumable and os.path.exists(self.temporary("progress")):
+            error = full
+        for name, file in self.files.items():
+            with contextlib.suppress(OSError):  # a full disk, reported already
+                file.close()
+            if os.path.exists(self.temporary(name)) and not (self.resumable and error):
+                os.remove(self.temporary(name))
+        if not error and os.path.exists(self.temporary("progress")):
             os.remove(self.temporary("progress"))
-        if kind is not None and issubclass(kind, OSError) and error.errno in DISK_ERRORS:
+        if isinstance(error, OSError):
             raise UserError(
                 f"{self.folder} can't be written ({error.strerror}); what stood there is kept."
-            ) from None
+            ) from error
 
     def put_in_place(self) -> None:
         counts = {f"{split}_tokens": count for split, count in self.counts.items()}

@@ -245,7 +245,9 @@ def read_tokenizer(folder: str, vocab_size: int) -> dict | None:
         return None
     with open(path, encoding="utf-8") as file:
         saved = json.load(file)
-    model, added = saved["model"], {token["content"] for token in saved["added_tokens"]}
+    model, added = saved["model"], [token["content"] for token in saved["added_tokens"]]
+    if model["type"] == "BPE" and len(model["vocab"]) == vocab_size > 50257:
+        return {"kind": "gpt2", "special": added[1:]}
     if model["type"] == "BPE" and len(model["vocab"]) == vocab_size == 256:
         return {"kind": "byte"}
     if model["type"] != "WordLevel":

@@ -7,6 +7,9 @@
 
 import json
 import os
+from collections.abc import Callable
+
+from core import UserError
 
 
 def append(path: str, record: dict) -> None:
@@ -31,3 +34,36 @@ def rewind(path: str, step: int) -> None:
             if at < step or (at == step and "loss" in record):
                 file.write(json.dumps(record) + "\n")
     os.replace(path + ".tmp", path)
+
+
+def trackers(config: dict, model_args: dict) -> list[Callable[[dict], None]]:
+    """Where else records go, as the settings wandb_log and tensorboard_log say: functions that
+    take each record. Their packages are imported only here. UserError if one is not installed."""
+    wanted: list[Callable[[dict], None]] = []
+    try:
+        if config["wandb_log"]:
+            package = "wandb"
+            import wandb
+
+            names = {"project": config["wandb_project"], "name": config["wandb_run_name"]}
+            run = wandb.init(**names, config={**config, **model_args})
+            wanted.append(lambda record: run.log(record, step=record["step"]))
+        if config["tensorboard_log"]:
+            package = "tensorboard"
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(config["out_dir"])
+
+            def add(record: dict) -> None:
+                for name, value in record.items():
+                    if name != "step" and value is not None:
+                        writer.add_scalar(name, value, record["step"])
+                writer.flush()  # what is written outlives a crash
+
+            wanted.append(add)
+    except ImportError:
+        raise UserError(
+            f"{package}_log=True needs `pip install {package}`; without it "
+            f"{config['out_dir']}/log.jsonl says the same."
+        ) from None
+    return wanted

@@ -23,31 +23,30 @@ class Score:
 def score(
     model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int, autocast
 ) -> list[Score]:
-    """The score of each (context, continuation), ids both, none of them empty.
+    """The score of each (context, continuation), ids both, the continuation not empty.
 
     Rows of like length are computed together, padded on the right, where causal attention never
-    looks. A context that does not fit in block_size keeps its last tokens.
+    looks, and each only once: labels of one token share that of their context. What does not fit
+    in block_size loses its first tokens.
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
-    rows = [(context + ending)[-block_size - 1 :] for context, ending in pairs]
-    longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    rows: dict[tuple, list[int]] = {}  # what the model reads -> the pairs that it serves
+    for i, (context, ending) in enumerate(pairs):
+        rows.setdefault(tuple((context + ending)[-block_size - 1 : -1]), []).append(i)
+    longest_first = sorted(rows, key=len, reverse=True)
     scores: dict[int, Score] = {}
     for first in range(0, len(rows), batch_size):
         chosen = longest_first[first : first + batch_size]
-        T = max(len(rows[i]) for i in chosen) - 1
-        x = torch.zeros(len(chosen), T, dtype=torch.long)
-        y = torch.full((len(chosen), T), -1)
-        for n, i in enumerate(chosen):
-            ids, ending = torch.tensor(rows[i]), min(len(pairs[i][1]), len(rows[i]) - 1)
-            x[n, : len(ids) - 1] = ids[:-1]
-            y[n, len(ids) - 1 - ending : len(ids) - 1] = ids[-ending:]
-        x, y = x.to(device), y.to(device)
+        x = torch.zeros(len(chosen), len(chosen[0]), dtype=torch.long)
+        for n, row in enumerate(chosen):
+            x[n, : len(row)] = torch.tensor(row)
         with autocast:
-            logits = model(x)  # (B, T, V)
-        graded = y >= 0
-        right = ((logits.argmax(-1) == y) | ~graded).all(1).tolist()
-        likely = logits.log_softmax(-1).gather(2, y.clamp(min=0)[:, :, None])[:, :, 0]
-        sums = (likely * graded).sum(1).tolist()
-        for n, i in enumerate(chosen):
-            scores[i] = Score(sums[n], int(graded[n].sum()), right[n])
-    return [scores[i] for i in range(len(rows))]
+            logits = model(x.to(device))  # (B, T, V)
+        for n, row in enumerate(chosen):
+            for i in rows[row]:
+                ending = pairs[i][1][-len(row) :]
+                y = torch.tensor(ending, device=device)
+                there = logits[n, len(row) - len(ending) : len(row)].log_softmax(-1)
+                total = there.gather(1, y[:, None]).sum().item()
+                scores[i] = Score(total, len(ending), bool((there.argmax(-1) == y).all()))
+    return [scores[i] for i in range(len(pairs))]

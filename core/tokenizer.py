@@ -13,6 +13,13 @@ import numpy as np
 from core import UserError
 
 END = "<|endoftext|>"  # the token between documents, under GPT-2's name
+PAD, SEP, EOS, UNK = (
+    "<pad>",
+    "<sep>",
+    "<eos>",
+    "<unk>",
+)  # filling, end of a turn, of a dialogue, ...
+EXTRACT = "<extract>"  # after it stands the label of the text before it: <label 0>, <label 1>, ...
 UNKNOWN = "\ufffd"  # what an id that stands for nothing decodes to (padding of the vocabulary)
 
 
@@ -27,6 +34,10 @@ class Tokenizer:
 
     def to_dict(self) -> dict:
         return {"kind": self.kind}
+
+    def symbols(self) -> list:
+        """What each id stands for, to find the same token in another vocabulary."""
+        raise NotImplementedError
 
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of a text in which special tokens have no meaning, without a list of them."""
@@ -50,7 +61,10 @@ class Tokenizer:
 
 
 class CharTokenizer(Tokenizer):
-    """One id a character: the special tokens first, then the characters in the order given."""
+    """One id a character: the special tokens first, then the characters in the order given.
+
+    Other characters are an error, unless <unk> is one of the special tokens: then they are that.
+    """
 
     kind = "char"
 
@@ -67,11 +81,16 @@ class CharTokenizer(Tokenizer):
     def from_text(cls, text: str, special: Iterable[str] = ()) -> "CharTokenizer":
         return cls(sorted(set(text)), special)
 
+    def symbols(self) -> list:
+        return self.pieces
+
     def to_dict(self) -> dict:
         return {"kind": self.kind, "chars": self.chars, "special": list(self.special)}
 
     def encode(self, text: str) -> list[int]:
         """Ids of the characters; a UserError names those outside the vocabulary."""
+        if UNK in self.special:
+            return [self.ids.get(char, self.special[UNK]) for char in text]
         try:
             return [self.ids[char] for char in text]
         except KeyError:
@@ -83,8 +102,9 @@ class CharTokenizer(Tokenizer):
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """The id of each code point; -1 where there is none."""
-        table = np.full(max(map(ord, self.ids), default=0) + 2, -1, np.int32)
+        """The id of each code point; <unk>'s, or else -1, where there is none."""
+        size, unknown = max(map(ord, self.ids), default=0) + 2, self.special.get(UNK, -1)
+        table = np.full(size, unknown, np.int32)
         table[[ord(char) for char in self.ids]] = list(self.ids.values())
         return table
 
@@ -112,6 +132,9 @@ class ByteTokenizer(Tokenizer):
     end_token = 0  # a byte that no text holds
     start_token = 10  # a line break
 
+    def symbols(self) -> list:
+        return list(range(256))
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
@@ -129,12 +152,24 @@ class ByteTokenizer(Tokenizer):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding, 50,257 ids, by tiktoken, which fetches its two files once."""
+    """GPT-2's byte-pair encoding, 50,257 ids, by tiktoken, which fetches its two files once.
+
+    special: names of tokens beyond GPT-2's own, which take the next ids.
+    """
 
     kind = "gpt2"
-    vocab_size = 50257
-    special = {END: 50256}  # noqa: RUF012 (a constant)
     end_token = start_token = 50256
+
+    def __init__(self, special: Iterable[str] = ()):
+        self.special = {name: 50256 + i for i, name in enumerate((END, *special))}
+        self.vocab_size = 50256 + len(self.special)
+
+    def to_dict(self) -> dict:
+        more = list(self.special)[1:]
+        return {"kind": self.kind, "special": more} if more else {"kind": self.kind}
+
+    def symbols(self) -> list:
+        return [*range(50256), *self.special]
 
     @functools.cached_property
     def bpe(self):
@@ -153,20 +188,21 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; "<|endoftext|>" in it becomes that token, as in nanoGPT's sample.py."""
-        return self.bpe.encode(text, allowed_special=set(self.special))
+        return self.bpe.encode(text, allowed_special={END})
 
     def encode_array(self, text: str) -> np.ndarray:
         return self.bpe.encode_to_numpy(text, disallowed_special=())
 
     def byte_lengths(self) -> np.ndarray:
-        return np.array([*map(len, self.ranks()), 0])
+        return np.array([*map(len, self.ranks()), *[0] * len(self.special)])
 
     def ranks(self) -> dict[bytes, int]:
         return {self.bpe.decode_single_token_bytes(i): i for i in range(50256)}
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        known, piece = range(self.vocab_size), self.bpe.decode_single_token_bytes
-        return b"".join(piece(i) if i in known else UNKNOWN.encode() for i in ids)
+        piece = self.bpe.decode_single_token_bytes
+        names = {i: name.encode() for name, i in self.special.items()}
+        return b"".join(piece(i) if 0 <= i < 50256 else names.get(i, UNKNOWN.encode()) for i in ids)
 
 
 def from_dict(saved: dict) -> Tokenizer:
@@ -176,4 +212,4 @@ def from_dict(saved: dict) -> Tokenizer:
         return CharTokenizer(saved["chars"], saved["special"])
     if kind not in ("byte", "gpt2"):
         raise UserError(f"unknown tokenizer {kind!r}: char, byte and gpt2 are known.")
-    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
+    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer(saved.get("special", ()))

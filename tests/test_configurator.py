@@ -152,7 +152,7 @@ def test_every_shipped_config_is_accepted_and_opens_with_its_command():
     import runpy
 
     for path in sorted((ROOT / "config").glob("*.py")):
-        assert f"config/{path.name}" in "".join(path.read_text().splitlines()[:2]), path
+        assert f"config/{path.name}" in "".join(path.read_text().splitlines()[:3]), path
         assert runpy.run_path(str(path), init_globals={"max_iters": 1, "learning_rate": 1.0})
 
 

@@ -1,0 +1,23 @@
+# python train.py config/sorting.py
+# Six of three symbols, as minGPT's demo.
+dataset = "sorting"
+prepare = "prepare_sorting.py"
+out_dir = "out/sorting"
+
+n_layer, n_head, n_embd, block_size = 2, 2, 64, 16
+qk_norm = zero_init = True
+activation = "relu2"
+bias = False
+
+batch_size, gradient_accumulation_steps = 64, 1
+max_iters = 150
+optimizer = "muon"
+muon_lr, muon_momentum = 0.02, 0.9
+learning_rate, min_lr = 0.01, 0.0
+lr_schedule, warmup_iters, warmdown = "linear", 10, 0.6
+weight_decay = 0.1
+
+eval_interval = 50
+eval_iters = 10  # all rows held out
+log_interval = 20
+compile = False

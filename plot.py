@@ -1,0 +1,98 @@
+"""Draw the loss curves of one run or several into a PNG.
+
+    python plot.py out/shakespeare_char
+    python plot.py out/one out/two --x=time --png=compared.png
+
+Training loss is the thin line, validation loss the thick one with dots; accuracy, where a run has
+it, stands below.
+"""
+
+import os
+from typing import Literal
+
+from configurator import configure
+from core import UserError, log
+
+# ---- settings ------------------------------------------------------------------------------------
+x: Literal["step", "tokens", "time"] = "step"  # updates, tokens trained on, or seconds of training
+png = "loss.png"  # the file to write
+smooth = 0.9  # of training loss: the share of the past in its running mean, 0 = none
+runs: list[str] = []
+globals().update(configure(__file__, words=runs))
+if not runs:
+    raise UserError("name the folders of the runs to draw: python plot.py out/shakespeare_char")
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is needed
+    from matplotlib import pyplot
+except ImportError:
+    raise UserError("plot.py needs `pip install matplotlib`.") from None
+
+
+# ---- the curves ----------------------------------------------------------------------------------
+def places(updates: list[dict]) -> dict[int, float]:
+    """step -> its place on the axis."""
+    found, seconds, before = {0: 0.0}, 0.0, 0
+    for record in updates:
+        seconds, before = seconds + record["ms"] / 1e3 * (record["step"] - before), record["step"]
+        found[before] = {"step": before, "tokens": record["tokens"], "time": seconds}[x]
+    return found
+
+
+def running_mean(values: list[float]) -> list[float]:
+    means, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = smooth * mean + (1 - smooth) * value, smooth * weight + 1 - smooth
+        means.append(mean / weight)  # as Adam corrects the bias of its beginning
+    return means
+
+
+def at(step: int, place: dict[int, float]) -> float:
+    """The place of a step between two that were logged."""
+    before = max(s for s in place if s <= step)
+    after = min((s for s in place if s >= step), default=before)
+    share = (step - before) / (after - before) if after > before else 0.0
+    return place[before] + share * (place[after] - place[before])
+
+
+drawn = []
+for folder in runs:
+    records = log.read(os.path.join(folder, "log.jsonl"))
+    updates = [r for r in records if "loss" in r]
+    evaluations = [r for r in records if "val_loss" in r]
+    if not updates and not evaluations:
+        raise UserError(f"{folder}/log.jsonl has nothing to draw: name the folder of a run.")
+    drawn.append((os.path.normpath(folder), updates, evaluations))
+with_accuracy = any("val_accuracy" in r for _, _, evals in drawn for r in evals)
+rows = 2 if with_accuracy else 1
+figure, axes = pyplot.subplots(
+    rows, 1, figsize=(8, 4.5 if rows == 1 else 6.5), sharex=True, squeeze=False, dpi=110
+)
+for number, (folder, updates, evaluations) in enumerate(drawn):
+    place, color = places(updates), f"C{number}"
+    train = [place[r["step"]] for r in updates]
+    smoothed = running_mean([r["loss"] for r in updates])
+    axes[0, 0].plot(train, smoothed, color=color, alpha=0.5, linewidth=1)
+    where = [at(r["step"], place) for r in evaluations]
+    label = folder
+    if evaluations:
+        label += f": {min(r['val_loss'] for r in evaluations):.4f}"
+    losses = [r["val_loss"] for r in evaluations]
+    axes[0, 0].plot(where, losses, "o-", color=color, markersize=3, linewidth=2, label=label)
+    right = [(w, r["val_accuracy"]) for w, r in zip(where, evaluations, strict=True)
+             if "val_accuracy" in r]  # fmt: skip
+    if right:
+        axes[1, 0].plot(*zip(*right, strict=True), "o-", color=color, markersize=3, linewidth=2)
+units = {"step": "updates", "tokens": "tokens", "time": "seconds of training"}
+axes[0, 0].set_ylabel("loss, nats a token")
+axes[0, 0].legend(title="run: lowest validation loss", frameon=False)
+if with_accuracy:
+    axes[1, 0].set_ylabel("validation accuracy")
+axes[-1, 0].set_xlabel(units[x])
+for axis in axes[:, 0]:
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+figure.tight_layout()
+figure.savefig(png)
+print(f"{png}: {', '.join(folder for folder, *_ in drawn)}")
