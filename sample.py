@@ -62,10 +62,8 @@ if start.startswith("FILE:"):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--start={start}: the prompt can't be read: {error}.") from None
 ids = tokenizer.encode(start) or [tokenizer.start_token]
-print(
-    f"{path}: {loaded['step']} updates, best val loss {loaded['best_val_loss']:.4f}",
-    file=sys.stderr,
-)
+known = f"{loaded['step']} updates, best val loss {loaded['best_val_loss']:.4f}"
+print(f"{path}: {known if loaded['step'] else 'weights from elsewhere'}", file=sys.stderr)
 if len(ids) > model.config.block_size:
     print(
         f"the model reads the last {model.config.block_size} tokens of the prompt", file=sys.stderr

@@ -158,26 +158,15 @@ def write(loaded: dict, folder: str) -> None:
     for field in BEYOND:
         if args.get(field):
             raise UserError(f"{field}={args[field]}: GPT-2's format has no such thing.")
-    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    shape = {name: args[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
-    dropout = {f"{kind}_pdrop": args.get("dropout", 0.0) for kind in ("attn", "embd", "resid")}
     tokenizer = loaded["tokenizer"] and from_dict(loaded["tokenizer"])
     end = tokenizer.special.get(END) if tokenizer else None
-    config = {
-        **{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "dtype": "float32"},
-        **shape,
-        **{"n_positions": args["block_size"], "bos_token_id": end, "eos_token_id": end},
-        **{"activation_function": names[args.get("activation", "gelu_tanh")]},
-        **dropout,
-        **FIXED,
-    }
-    files = {"config.json": config}
+    files = {"config.json": config_json(args, end)}
     if tokenizer:
         files["tokenizer.json"] = tokenizer_json(tokenizer)
         files["tokenizer_config.json"] = {
             **{"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
             **{"model_max_length": args["block_size"]},
-            **({"bos_token": END, "eos_token": END} if end is not None else {}),
+            **({} if end is None else {"bos_token": END, "eos_token": END}),
         }
     os.makedirs(folder, exist_ok=True)
     tensors = to_theirs(loaded["model"], {"bias": True, **args})
@@ -185,6 +174,19 @@ def write(loaded: dict, folder: str) -> None:
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
+
+
+def config_json(args: dict, end: int | None) -> dict:
+    """Their configuration of a model of ours; end: the id of the end-of-text token."""
+    theirs = {ours: name for name, ours in ACTIVATIONS.items()}
+    return {
+        **{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "dtype": "float32"},
+        **{name: args[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
+        **{"n_positions": args["block_size"], "bos_token_id": end, "eos_token_id": end},
+        **{"activation_function": theirs[args.get("activation", "gelu_tanh")]},
+        **{f"{part}_pdrop": args.get("dropout", 0.0) for part in ("attn", "embd", "resid")},
+        **FIXED,
+    }
 
 
 def tokenizer_json(tokenizer) -> dict:
