@@ -28,6 +28,7 @@ from core.runtime import Runtime, seed_at
 from core.tokenizer import GPT2Tokenizer, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
+NAMES = ["meta.json", *(f"{split}{end}" for split in SPLITS for end in (".bin", ".mask.bin"))]
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 RESIDENT_TOKENS = 2**26  # up to here a split lives on the device, as int32: 256 MiB
 AGAIN = "run its prepare script again."
@@ -112,9 +113,10 @@ class Writer:
                 self.put_in_place()
         except OSError as full:
             error = full
-        for name, file in self.files.items():
+        for file in self.files.values():
             with contextlib.suppress(OSError):  # a full disk, reported already
                 file.close()
+        for name in NAMES:  # even one that was opened when the interruption came
             if os.path.exists(self.temporary(name)) and not (self.resumable and error):
                 os.remove(self.temporary(name))
         if not error and os.path.exists(self.temporary("progress")):
@@ -304,7 +306,7 @@ class Dataset:
     def graded(self, y: torch.Tensor, step: int) -> float:
         """How many tokens of update `step`'s global batch are graded, y being this rank's."""
         if self.masked:
-            return self.runtime.sum((y >= 0).sum())[0]
+            return max(1.0, self.runtime.sum((y >= 0).sum())[0])  # few rows may have none
         return (self.rows_before(step + 1) - self.rows_before(step)) * self.T
 
     def bytes_per_token(self, split: str) -> float:

@@ -95,7 +95,7 @@ DISTRIBUTED = [*RUN, "--gradient_accumulation_steps=3", "--max_iters=20", "--opt
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_processes_equal_one(script, toy, numbers, tmp_path, masked):
-    run = list(DISTRIBUTED)
+    run = [*DISTRIBUTED, "--ramp_iters=9", "--warmup_tokens=300"]  # of the first row one has none
     if masked:  # rows that are graded by different amounts weigh as they do in one process
         numbers(mask=lambda i: (i // 10) % 7 == 0)
         run.append("--dataset=numbers")
@@ -109,6 +109,18 @@ def test_two_processes_equal_one(script, toy, numbers, tmp_path, masked):
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
     one, two = (evaluations(tmp_path / name) for name in ("one", "two"))
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+
+
+def test_the_schedule_and_the_log_count_the_tokens_of_a_growing_batch(script, toy, tmp_path):
+    ramp = ["--ramp_iters=4", "--warmup_tokens=640", "--max_iters=8", "--batch_size=16"]
+    script("train.py", *RUN, *ramp, "--lr_schedule=constant", "--out_dir=run")
+    records = [r for r in log.read(f"{tmp_path}/run/log.jsonl") if "loss" in r]
+    rows = [1, 5, 9, 13, 16, 16, 16, 16]  # of 16 tokens: a sixteenth and up
+    assert [r["tokens"] for r in records] == [16 * sum(rows[: i + 1]) for i in range(8)]
+    # 640 tokens are 2.5 full batches
+    before = [sum(rows[:i]) / 16 for i in range(8)]
+    expected = [0.01 * min(1, (n + 1) / 3.5) if n < 2.5 else 0.01 for n in before]
+    assert [r["lr"] for r in records] == pytest.approx(expected)
 
 
 def test_two_machines_equal_one(script, toy, tmp_path):
@@ -291,5 +303,5 @@ def test_loss_is_whole_split_whatever_the_batch(script, toy, tmp_path):
     for batch_size in (7, 64):
         options = [f"--batch_size={batch_size}", "--eval_iters=1000", "--eval_only"]
         out = script("train.py", *RUN, *options).stdout
-        values.append(float(re.search(r"val_loss (\S+)", out)[1]))
+        values.append(float(re.search(r"val_loss ([\d.]+)", out)[1]))
     assert max(values) - min(values) < 1e-3
