@@ -25,7 +25,7 @@ def fetch(url: str, path: str, sha256="", attempts=3, progress=None, token="") -
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     attempt = 0
     while attempt < attempts:
-        time.sleep(2**attempt - 1)  # a server that is busy now may not be in a moment
+        time.sleep((2**attempt - 1) / 2)  # a server that is busy now may not be in a moment
         before = size_of(partial)
         try:
             return fetch_once(url, path, sha256, progress, token)

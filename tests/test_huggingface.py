@@ -238,8 +238,8 @@ def test_fine_tuning_a_folder_lowers_the_loss(bpe, script, torchrun, folio_data,
     tune = ["config/finetune_shakespeare.py", "--init_from=hf", "--block_size=32"]
     tune += ["--eval_interval=0", "--eval_iters=4", "--max_iters=10", "--learning_rate=0.01"]
     tune += [
-        "--gradient_accumulation_steps=4",
-        "--batch_size=8",
+        "--gradient_accumulation_steps=2",
+        "--batch_size=2",
         "--device=cpu",
         "--compile=False",
         "--dtype=float32",
