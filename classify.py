@@ -10,14 +10,13 @@ labelled each, and their probabilities averaged.
 
 import csv
 import math
-import sys
 from typing import Literal
 
 from tqdm import tqdm
 
 from configurator import configure
 from core import UserError, checkpoint, corpus, runtime
-from core.score import score
+from core.score import questions, score
 from core.tokenizer import from_dict
 from model import GPT
 
@@ -48,20 +47,9 @@ autocast = runtime.autocast(run.device, runtime.choose_dtype(dtype, run.device))
 
 texts, truth = [text], None
 if input:
-    csv.field_size_limit(sys.maxsize)
-    try:
-        with open(input, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"--input={input} can't be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--input={input} is no UTF-8 CSV file: {error}.") from None
-    there = list(rows[0]) if rows else []
-    column = column or next((c for c in there if c != label_column), "text")
-    if column not in there:
-        raise UserError(f"--input={input} has no column {column}: there are {there}.")
-    texts = [" ".join((row[column] or "").split()) for row in rows]
-    truth = [row[label_column].strip() for row in rows] if label_column in there else None
+    rows = corpus.labelled_rows(input, column, label_column)
+    texts, truth = [text for text, _ in rows], [label for _, label in rows]
+    truth = None if None in truth else truth
     if truth and (strange := sorted(set(truth) - set(labels))):
         raise UserError(f"--input={input} has the label {strange[0]}; learned were {labels}.")
 
@@ -69,10 +57,10 @@ if input:
 answers = [[tokenizer.special[f"<label {label}>"]] for label in labels]
 shares: list[list[float]] = []  # of each text, the probability of each label
 for first in tqdm(range(0, len(texts), 64), disable=not input):
-    questions = [corpus.questions(tokenizer, text, task) for text in texts[first : first + 64]]
-    pairs = [(asked, answer) for parts in questions for asked in parts for answer in answers]
+    asked = [questions(tokenizer, text, task) for text in texts[first : first + 64]]
+    pairs = [(part, answer) for parts in asked for part in parts for answer in answers]
     scores = iter(score(model, pairs, batch_size, autocast))
-    for parts in questions:
+    for parts in asked:
         total = [0.0] * len(labels)
         for _ in parts:
             likely = [math.exp(next(scores).log_probability) for _ in labels]

@@ -132,28 +132,33 @@ def configure(
         if argument in ("--help", "-h"):
             print_help(script, settings)
             raise SystemExit(0)
-        if words is not None and not argument.startswith("--") and not argument.endswith(".py"):
+        if argument.startswith("--"):
+            take(*read_option(argument, arguments, settings))
+        elif words is not None and not argument.endswith(".py"):
             words.append(argument)
-            continue
-        if not argument.startswith("--"):
+        else:
             read = read_config_file(argument, settings, values)
             for name in sorted(read, key=lambda name: name not in presets):
                 take(name, read[name])  # what a preset stands for may be set beside it
-            continue
-        key, equals, text = argument[2:].partition("=")
-        setting = known(key.replace("-", "_"), settings, "command line", argument)
-        if equals:
-            take(setting.name, setting.parse(text))
-        elif setting.is_flag:
-            values[setting.name] = True
-            with contextlib.suppress(UserError, IndexError):  # a value may follow, or not
-                values[setting.name] = setting.parse(arguments[0])
-                del arguments[0]
-        elif arguments and not arguments[0].startswith("--"):
-            take(setting.name, setting.parse(arguments.pop(0)))
-        else:
-            raise UserError(f"command line: {argument} needs a value: {setting.accepted}.")
     return values
+
+
+def read_option(argument: str, following: list[str], settings: dict[str, Setting]) -> tuple:
+    """The setting's name and value of --key=value, --flag or --key; the value of the last, which
+    the flag may have too, is taken from the arguments that follow."""
+    key, equals, text = argument[2:].partition("=")
+    setting = known(key.replace("-", "_"), settings, "command line", argument)
+    if equals:
+        return setting.name, setting.parse(text)
+    if setting.is_flag:
+        with contextlib.suppress(UserError, IndexError):
+            value = setting.parse(following[0])
+            del following[0]
+            return setting.name, value
+        return setting.name, True
+    if following and not following[0].startswith("--"):
+        return setting.name, setting.parse(following.pop(0))
+    raise UserError(f"command line: {argument} needs a value: {setting.accepted}.")
 
 
 def of_script(path: str) -> dict[str, Setting]:

@@ -55,18 +55,13 @@ def dialogues() -> Iterator[list[str]]:
     """Each dialogue's turns, none empty."""
     for path in paths:
         turns: list[str] = []
-        try:
-            with open(path, encoding="utf-8-sig") as file:
-                for line in file:
-                    if line.strip():
-                        turns.append(line.strip())
-                    elif turns:
-                        yield turns
-                        turns = []
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text ({error}).") from None
-        except OSError as error:
-            raise UserError(f"--input={path} can't be read: {error.strerror}.") from None
+        with corpus.reading(path), open(path, encoding="utf-8-sig") as file:
+            for line in file:
+                if line.strip():
+                    turns.append(line.strip())
+                elif turns:
+                    yield turns
+                    turns = []
         if turns:
             yield turns
 

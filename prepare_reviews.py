@@ -12,12 +12,12 @@ stand train.txt, for pretraining on these texts, and val.csv, for classify.py.
 
 import csv
 import os
-import sys
 from collections import Counter
 
 from configurator import configure
 from core import UserError, checkpoint, corpus
 from core.dataset import Writer
+from core.score import questions
 from core.tokenizer import EXTRACT, PAD, UNK, CharTokenizer, GPT2Tokenizer, from_dict
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -36,26 +36,12 @@ globals().update(configure(__file__))
 # ---- the texts -----------------------------------------------------------------------------------
 labels_of: dict[str, str] = {}
 empty = again = 0
-csv.field_size_limit(sys.maxsize)
-try:
-    with open(input, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        there = list(reader.fieldnames or ())
-        column = column or next((c for c in there if c != label_column), "text")
-        if label_column not in there or column not in there:
-            raise UserError(
-                f"--input={input} has the columns {', '.join(there)}: --label_column="
-                f"{label_column} and --column={column} are to be two of them."
-            )
-        for row in reader:
-            text, label = " ".join((row[column] or "").split()), (row[label_column] or "").strip()
-            empty, again = empty + (not text or not label), again + (text in labels_of)
-            if text and label:
-                labels_of.setdefault(text, label)
-except OSError as error:
-    raise UserError(f"--input={input} can't be read: {error.strerror}.") from None
-except (UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f"--input={input} is no UTF-8 CSV file: {error}.") from None
+for text, label in corpus.labelled_rows(input, column, label_column):
+    if label is None:
+        raise UserError(f"--input={input} has no column {label_column}: --label_column names it.")
+    empty, again = empty + (not text or not label), again + (text in labels_of)
+    if text and label:
+        labels_of.setdefault(text, label)
 
 texts = {"train": [], "val": []}
 for number, text in enumerate(labels_of):
@@ -95,7 +81,7 @@ with Writer(folder, coder, source, row_length=length + 1, task=task) as writer:
     for split, chosen in texts.items():
         for text in chosen:
             answer = coder.special[f"<label {labels_of[text]}>"]
-            for asked in corpus.questions(coder, text, task):
+            for asked in questions(coder, text, task):
                 row = [*asked, answer]
                 filling = length + 1 - len(row)
                 mask = [0] * len(asked) + [1] + [0] * filling

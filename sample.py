@@ -63,7 +63,7 @@ if start.startswith("FILE:"):
         raise UserError(f"--start={start}: the prompt can't be read: {error}.") from None
 ids = tokenizer.encode(start) or [tokenizer.start_token]
 known = f"{loaded['step']} updates, best val loss {loaded['best_val_loss']:.4f}"
-print(f"{path}: {known if loaded['step'] else 'weights from elsewhere'}", file=sys.stderr)
+print(f"{path}: {known if loaded['config'] else 'weights of others'}", file=sys.stderr)
 if len(ids) > model.config.block_size:
     print(
         f"the model reads the last {model.config.block_size} tokens of the prompt", file=sys.stderr

@@ -19,7 +19,7 @@ import numpy as np
 
 from core import UserError
 from core.runtime import seed_at
-from core.tokenizer import EXTRACT, PAD, Tokenizer
+from core.tokenizer import Tokenizer
 
 PIECE = 2**20  # characters read at once
 BATCH = 2**18  # characters that a thread is given at once
@@ -59,37 +59,48 @@ def begins_as_text(path: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """What can go wrong with a file of text, as UserErrors."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 ({error.reason}, byte {error.object[error.start]:#x}): "
+            "convert it first, for example by iconv -f GB18030 -t UTF-8."
+        ) from None
+    except (OSError, EOFError, csv.Error) as error:  # EOFError is gzip's
+        raise UserError(f"{path} can't be read: {error}.") from None
+
+
 def documents(paths: Iterable[str], column: str) -> Iterator[Iterable[str]]:
     """Every document that is not empty: of .jsonl, .csv and .parquet files each row's `column`,
     of any other the whole file. Such a one has to be read before the next is asked for."""
     for path in paths:
         kind = path.removesuffix(".gz").rsplit(".", 1)[-1].lower()
-        try:
-            if kind == "parquet":
-                yield from map(pieces, parquet_rows(path, column))
-                continue
-            opened = gzip.open if path.endswith(".gz") else open
-            with opened(path, "rt", encoding="utf-8-sig", newline=NEWLINES.get(kind)) as file:
-                if kind in ROWS:
-                    yield from map(pieces, ROWS[kind](file, path, column))
-                elif first := file.read(PIECE):
-                    yield cut(checked(first, file, path))
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 ({error.reason}, byte {error.object[error.start]:#x}): "
-                "convert it first, for example by iconv -f GB18030 -t UTF-8."
-            ) from None
-        except (gzip.BadGzipFile, EOFError, OSError) as error:
-            raise UserError(f"{path} can't be read: {error}.") from None
+        if kind == "parquet":
+            yield from map(pieces, parquet_rows(path, column))
+            continue
+        opened = gzip.open if path.endswith(".gz") else open
+        with (
+            reading(path),
+            opened(path, "rt", encoding="utf-8-sig", newline=NEWLINES.get(kind)) as file,
+        ):
+            if kind in ROWS:
+                yield from map(pieces, ROWS[kind](file, path, column))
+            elif first := file.read(PIECE):
+                yield cut(checked(first, file, path))
 
 
 def checked(first: str, file, path: str) -> Iterator[str]:
+    """The rest of a file after its first piece, read while `documents` is waiting."""
     block = first
     while block:
         if "\0" in block:
             raise UserError(f"{path} is a binary file: it holds zero bytes, as no text does.")
         yield block
-        block = file.read(PIECE)
+        with reading(path):
+            block = file.read(PIECE)
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
@@ -153,6 +164,30 @@ def csv_rows(file, path: str, column: str) -> Iterator[str]:
     for row in rows:
         if row[column]:
             yield row[column]
+
+
+def labelled_rows(path: str, column: str, label_column: str) -> list[tuple[str, str | None]]:
+    """Each row of a CSV file as its text, on one line, and its label.
+
+    column: of the texts, "" = the first that is not label_column. Labels are None without theirs.
+    """
+    csv.field_size_limit(sys.maxsize)
+    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        there = list(rows.fieldnames or ())
+        column = column or next((c for c in there if c != label_column), "text")
+        if column not in there:
+            raise UserError(
+                f"{path} has no column {column!r}: --column names one of {', '.join(there)}."
+            )
+        labelled = label_column in there
+        return [
+            (
+                " ".join((r[column] or "").split()),
+                (r[label_column] or "").strip() if labelled else None,
+            )
+            for r in rows
+        ]
 
 
 def parquet_rows(path: str, column: str) -> Iterator[str]:
@@ -231,18 +266,3 @@ def encode_batch(batch, tokenizer: Tokenizer) -> tuple[dict[str, np.ndarray], in
             ids.append(np.array([tokenizer.end_token]))
     size = sum(len(text.encode()) for _, text, _ in batch)
     return {split: np.concatenate(ids) for split, ids in parts.items()}, size
-
-
-def questions(tokenizer: Tokenizer, text: str, task: dict) -> list[list[int]]:
-    """The ids after which a model says a text's label, those of a long text in several parts.
-
-    task: as prepare_reviews.py describes it: {"length": tokens that the model reads, "padded":
-    whether padding stands before the question, ...}.
-    """
-    ids, most = tokenizer.encode_array(text).tolist(), task["length"] - 1
-    count = max(1, -(-len(ids) // most))
-    size = -(-len(ids) // count)
-    parts = [ids[i * size : (i + 1) * size] for i in range(count)]
-    if task["padded"]:
-        parts = [part + [tokenizer.special[PAD]] * (most - len(part)) for part in parts]
-    return [[*part, tokenizer.special[EXTRACT]] for part in parts]

@@ -2,7 +2,7 @@
 
     FOLDER/config.json          {"model_type": "gpt2", "n_layer": 12, "n_head": 12, ...}
     FOLDER/model.safetensors    {"transformer.h.0.attn.c_attn.weight": (768, 2304), ...}
-    FOLDER/tokenizer.json       written only: AutoTokenizer's
+    FOLDER/tokenizer.json       AutoTokenizer's
 
 Its matrices stand transposed, since its GPT-2 kept TensorFlow's layout.
 """

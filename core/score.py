@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from core.tokenizer import EXTRACT, PAD, Tokenizer
+
 
 @dataclass
 class Score:
@@ -50,3 +52,18 @@ def score(
                 total = there.gather(1, y[:, None]).sum().item()
                 scores[i] = Score(total, len(ending), bool((there.argmax(-1) == y).all()))
     return [scores[i] for i in range(len(pairs))]
+
+
+def questions(tokenizer: Tokenizer, text: str, task: dict) -> list[list[int]]:
+    """The ids after which a model says a text's label, those of a long text in several parts.
+
+    task: as prepare_reviews.py describes it: {"length": tokens that the model reads, "padded":
+    whether padding stands before the question, ...}.
+    """
+    ids, most = tokenizer.encode_array(text).tolist(), task["length"] - 1
+    count = max(1, -(-len(ids) // most))
+    size = -(-len(ids) // count)
+    parts = [ids[i * size : (i + 1) * size] for i in range(count)]
+    if task["padded"]:
+        parts = [part + [tokenizer.special[PAD]] * (most - len(part)) for part in parts]
+    return [[*part, tokenizer.special[EXTRACT]] for part in parts]

@@ -156,6 +156,8 @@ def test_training_on_it(bpe, script, tmp_path):
         ("a.txt", b"x", "1 characters"),
         ("a.txt", b"text\0binary" * 100, "binary"),
         ("a.txt", "你好".encode("gb18030") * 50, "not UTF-8"),
+        ("a.txt", b"long enough \n" * 200_000 + b"\xff", "not UTF-8"),
+        ("a.txt", b"long enough \n" * 200_000 + b"\0", "binary"),
         ("a.jsonl", b'{"body": "x"}\n', "--column names one of body"),
         ("a.jsonl", b'{"text": "x"}\n{"te', "line 2 is not JSON"),
         ("a.jsonl", b"[1]\n", "line 1"),

@@ -68,7 +68,8 @@ def test_bad_csv_files_are_one_sentence(script, tmp_path):
         (tmp_path / "r.csv").write_text(content, encoding="utf-8")
         return script("prepare_reviews.py", "--input=r.csv", *options, status=2).stderr
 
-    assert "has the columns a, b" in said("a,b\n1,2\n")
+    assert "no column label" in said("a,b\n1,2\n")
+    assert "names one of label" in said("label\n1\n")
     assert "1 labels" in said("label,text\n1,x\n1,y\n1,z\n")
     assert "0 labels" in said("label,text\n1,\n,x\n")
     rare = "label,text\n2,first\n" + "".join(f"{i % 2},text {i}\n" for i in range(20))
