@@ -347,8 +347,7 @@ class GPT(nn.Module):
         return loss if reduction == "sum" else loss / (targets >= 0).sum()
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """(N, C), (N,) -> the summed cross-entropy of the graded targets."""
-        return F.cross_entropy(self.head(x), targets, ignore_index=-1, reduction="sum")
+        return cross_entropy(self.head(x), targets)
 
     @torch.inference_mode()
     def generate(
@@ -402,6 +401,12 @@ class GPT(nn.Module):
         matrices = [p for p in self.transformer.h.parameters() if p.ndim == 2]
         weights = sum(p.numel() for p in [*matrices, self.lm_head.weight])
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """(..., V), (...) -> its sum over the graded targets, which are not -1, in nats."""
+    logits, targets = logits.flatten(0, -2), targets.flatten()
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
 
 
 def draw(
