@@ -1,24 +1,25 @@
 # python prepare_dialogue.py --input=train.txt
 # python train.py config/dialogue_tiny.py
-# For a CPU; then python chat.py --out_dir=out/dialogue_tiny
+# For two CPU cores; then python chat.py --out_dir=out/dialogue_tiny
 dataset = "dialogue"
 prepare = "prepare_dialogue.py"
 out_dir = "out/dialogue_tiny"
 
-n_layer, n_head, n_embd, block_size = 4, 2, 256, 128
+n_layer, n_head, n_embd, block_size = 4, 2, 256, 256
 rotary = rms_norm = qk_norm = zero_init = True
 smear = 2
 activation = "relu2"
 bias = False
+dropout = 0.1
 
-batch_size, gradient_accumulation_steps = 32, 1
-max_iters = 1500
+batch_size, gradient_accumulation_steps = 16, 1
+max_iters = 1600
 optimizer = "muon"
 muon_lr, muon_momentum = 0.02, 0.95
 learning_rate, min_lr = 0.01, 0.0
 lr_schedule, warmup_iters, warmdown = "linear", 20, 0.7
 weight_decay = 0.1
 
-eval_interval = 500
+eval_interval = 400
 eval_iters = 20
 log_interval = 20

@@ -1,20 +1,19 @@
+# python prepare_reviews.py --input=reviews.csv --vocab_from=out/reviews_text --length=128
 # python train.py config/reviews.py
-# python prepare_reviews.py --input=reviews.csv --vocab_from=out/dialogue_tiny --length=128
-# comes before it: the label is asked after the last character.
+# python classify.py --out_dir=out/reviews --input=data/reviews/val.csv
+# The label is asked after the last character. config/reviews_text.py comes before it.
 dataset = "reviews"
-init_from = "out/dialogue_tiny"
+init_from = "out/reviews_text"
 out_dir = "out/reviews"
 
-block_size = 128  # as the checkpoint's
+block_size = 256  # as the checkpoint's
 batch_size, gradient_accumulation_steps = 32, 1
-max_iters = 600
-optimizer = "muon"
-muon_lr, muon_momentum = 0.005, 0.95
-learning_rate, min_lr = 2e-3, 0.0
+max_iters = 500
+learning_rate, min_lr = 1e-3, 0.0
 lr_schedule, warmup_iters, warmdown = "linear", 20, 0.9
 weight_decay = 0.1
-dropout = 0.1
+dropout = 0.2
 
-eval_interval = 100
-eval_iters = 100
+eval_interval = 0  # after the last update only
+eval_iters = 80  # the whole validation split
 log_interval = 20

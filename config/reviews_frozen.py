@@ -1,21 +1,18 @@
 # python train.py config/reviews_frozen.py
-# python prepare_reviews.py --input=reviews.csv --vocab_from=out/dialogue_tiny --length=128
-# comes before it: as reviews.py, but only the last block, the last norm and the label rows learn.
+# As reviews.py, but only the last block, the last norm and the label rows learn.
 dataset = "reviews"
-init_from = "out/dialogue_tiny"
+init_from = "out/reviews_text"
 out_dir = "out/reviews_frozen"
 
-block_size = 128  # as the checkpoint's
+block_size = 256  # as the checkpoint's
 batch_size, gradient_accumulation_steps = 32, 1
-max_iters = 600
-optimizer = "muon"
-muon_lr, muon_momentum = 0.005, 0.95
-learning_rate, min_lr = 2e-3, 0.0
+max_iters = 500
+learning_rate, min_lr = 1e-3, 0.0
 lr_schedule, warmup_iters, warmdown = "linear", 20, 0.9
 weight_decay = 0.1
-dropout = 0.1
+dropout = 0.2
 freeze = True
 
-eval_interval = 100
-eval_iters = 100
+eval_interval = 0  # after the last update only
+eval_iters = 80  # the whole validation split
 log_interval = 20
