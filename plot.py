@@ -3,8 +3,7 @@
     python plot.py out/shakespeare_char
     python plot.py out/one out/two --x=time --png=compared.png
 
-Training loss is the thin line, validation loss the thick one with dots; accuracy, where a run has
-it, stands below.
+Training loss is the line, validation loss the dots; accuracy, where a run has it, stands below.
 """
 
 import os
@@ -16,7 +15,7 @@ from core import UserError, log
 # ---- settings ------------------------------------------------------------------------------------
 x: Literal["step", "tokens", "time"] = "step"  # updates, tokens trained on, or seconds of training
 png = "loss.png"  # the file to write
-smooth = 0.9  # of training loss: the share of the past in its running mean, 0 = none
+smooth = 0.5  # of training loss: the share of the past in its running mean, 0 = none
 runs: list[str] = []
 globals().update(configure(__file__, words=runs))
 if not runs:
@@ -69,23 +68,27 @@ rows = 2 if with_accuracy else 1
 figure, axes = pyplot.subplots(
     rows, 1, figsize=(8, 4.5 if rows == 1 else 6.5), sharex=True, squeeze=False, dpi=110
 )
+in_view: list[float] = []  # losses after the first twentieth of a run, which is steep
 for number, (folder, updates, evaluations) in enumerate(drawn):
     place, color = places(updates), f"C{number}"
     train = [place[r["step"]] for r in updates]
     smoothed = running_mean([r["loss"] for r in updates])
-    axes[0, 0].plot(train, smoothed, color=color, alpha=0.5, linewidth=1)
+    axes[0, 0].plot(train, smoothed, color=color, linewidth=1.5)
     where = [at(r["step"], place) for r in evaluations]
     label = folder
     if evaluations:
         label += f": {min(r['val_loss'] for r in evaluations):.4f}"
     losses = [r["val_loss"] for r in evaluations]
-    axes[0, 0].plot(where, losses, "o-", color=color, markersize=3, linewidth=2, label=label)
+    axes[0, 0].plot(where, losses, "o:", color=color, markersize=5, linewidth=1, label=label)
+    both = list(zip(train + where, smoothed + losses, strict=True))
+    in_view += [loss for at_x, loss in both if at_x >= max(train + where) / 20]
     right = [(w, r["val_accuracy"]) for w, r in zip(where, evaluations, strict=True)
              if "val_accuracy" in r]  # fmt: skip
     if right:
-        axes[1, 0].plot(*zip(*right, strict=True), "o-", color=color, markersize=3, linewidth=2)
+        axes[1, 0].plot(*zip(*right, strict=True), "o:", color=color, markersize=5, linewidth=1)
 units = {"step": "updates", "tokens": "tokens", "time": "seconds of training"}
 axes[0, 0].set_ylabel("loss, nats a token")
+axes[0, 0].set_ylim(top=1.05 * max(in_view))
 axes[0, 0].legend(title="run: lowest validation loss", frameon=False)
 if with_accuracy:
     axes[1, 0].set_ylabel("validation accuracy")
