@@ -6,6 +6,7 @@ word ends, so that each gives the tokens that it would give in the whole.
 
 import contextlib
 import csv
+import ctypes
 import gzip
 import json
 import multiprocessing
@@ -275,6 +276,7 @@ def become_worker(tokenizer: Tokenizer, process: bool) -> None:
     if process:  # what interrupts the script ends the pool too
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: so does what kills it
 
 
 def encode_batch(batch: list[tuple[str, str, bool]]) -> tuple[dict[str, np.ndarray], int]:
