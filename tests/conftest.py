@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch counts them: a test has a core
+os.environ["OMP_NUM_THREADS"] = "2"  # before torch counts them: the same for all that is compared
 
 from core.dataset import Writer  # noqa: E402
 from core.tokenizer import ByteTokenizer, CharTokenizer  # noqa: E402
@@ -42,9 +42,8 @@ def folio_data():
 @pytest.fixture(scope="session")
 def fork_server():
     command = [sys.executable, Path(__file__).with_name("fork_server.py")]
-    env = {**os.environ, "OMP_NUM_THREADS": "2"}  # exact by several threads, too
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         yield server
         server.stdin.close()
@@ -91,6 +90,7 @@ def start_torchrun(folder, *arguments, launcher=("--standalone", "--nproc_per_no
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *launcher, ROOT / "train.py", *arguments],
         cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
