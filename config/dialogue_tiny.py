@@ -1,6 +1,7 @@
 # python prepare_dialogue.py --input=train.txt
 # python train.py config/dialogue_tiny.py
-# 45,107 Chinese dialogues, 2 cores: validation loss 3.4153 in 17 minutes of a busy machine.
+# 45,107 Chinese dialogues, 2 busy cores: validation loss 3.4153 in 17 minutes by a run that was
+# resumed once (BENCHMARKS.md).
 # Then python chat.py --out_dir=out/dialogue_tiny
 dataset = "dialogue"
 prepare = "prepare_dialogue.py"
