@@ -26,7 +26,7 @@ class Int8Linear(nn.Module):
         if len(rows) <= 8:  # few tokens: the time is that of reading the bytes
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
-            y = F.linear(rows, self.weight * self.scale[:, None])
+            y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], -1)
 
