@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "2"  # before torch counts them: the same for all that is compared
+os.environ["OMP_WAIT_POLICY"] = "passive"  # tests share the cores: threads that spin take them
 
 from core.dataset import Writer  # noqa: E402
 from core.tokenizer import ByteTokenizer, CharTokenizer  # noqa: E402
