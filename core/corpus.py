@@ -267,15 +267,20 @@ def workers(tokenizer: Tokenizer) -> Executor:
     if sys.platform != "linux":  # elsewhere a process starts by running the script again
         return ThreadPoolExecutor(CORES, initializer=become_worker, initargs=(tokenizer, False))
     fork = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(CORES, fork, become_worker, (tokenizer, True))
+    pool = ProcessPoolExecutor(CORES, fork, become_worker, (tokenizer, True))
+    # Python ignores what is raised by its hooks around a fork, so a Ctrl-C has to wait for the end
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    pool.submit(int)  # forks them all
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    return pool
 
 
 def become_worker(tokenizer: Tokenizer, process: bool) -> None:
     global worker_tokenizer
     worker_tokenizer = tokenizer
-    if process:  # what interrupts the script ends the pool too
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if process:  # what interrupts the script ends the pool too: Ctrl-C stays blocked
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: so does what kills it
 
 

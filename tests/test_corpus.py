@@ -218,6 +218,22 @@ def test_interrupted_it_leaves_nothing(tmp_path, number):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="text is encoded by threads elsewhere")
+def test_ctrl_c_at_the_moment_of_a_fork_is_not_lost(tmp_path):
+    (tmp_path / "a.txt").write_text("a line of text\n" * 1000)
+    code = f"""
+import os, runpy, signal, sys
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+sys.argv = ["{ROOT / "prepare_text.py"}", "--input=a.txt", "--tokenizer=byte"]
+sys.path.insert(0, "{ROOT}")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL, timeout=60)
+    assert result.returncode in (130, -signal.SIGINT)
+    assert list((tmp_path / "data" / "a").iterdir()) == []
+
+
 def shards(tmp_path, count: int) -> tuple[dict[str, bytes], list[str]]:
     """What the hub holds: parquet files of 50 documents each, and all documents."""
     pyarrow = pytest.importorskip("pyarrow")
