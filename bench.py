@@ -27,7 +27,7 @@ from core import checkpoint, log, runtime
 from core.dataset import Dataset, Writer, share_rows
 from core.optimizer import build_optimizers, update
 from core.tokenizer import GPT2Tokenizer
-from model import GPT, SIZES, GPTConfig
+from model import GPT, SIZES, GPTConfig, KVCache
 
 # ---- settings: these, and all of train.py's ------------------------------------------------------
 updates = 10  # timed, after two that are not; 0 = none
@@ -35,6 +35,7 @@ new_tokens = 100  # generated after the prompt, 0 = none
 prompt_tokens = 16  # of the prompt
 num_samples = 1  # rows generated at once
 generation_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
+generation_compile = False  # torch.compile for it, as sample.py --compile
 profile = ""  # a file for the trace of three updates, to be read on https://ui.perfetto.dev
 json_file = ""  # a file to which the figures are added as a line of JSON
 config = configure(__file__, "train.py", GPTConfig, presets={"model": SIZES})
@@ -148,8 +149,12 @@ if s.new_tokens and run.rank == 0:
         *generator.lm_head.state_dict().values(),
     ]
     weight_bytes = sum(t.nbytes for t in stored)
+    cache = KVCache(min(s.block_size, prompt.size(1) + s.new_tokens))
+    if s.generation_compile:
+        run.print(f"compile  {runtime.compile_generation(generator, prompt, cache)}")
+    options = dict(temperature=0.8, top_k=200, use_cache=cache)
     began = clock()
-    times = [clock() for _ in generator.generate(prompt, s.new_tokens, temperature=0.8, top_k=200)]
+    times = [clock() for _ in generator.generate(prompt, s.new_tokens, **options)]
     show("prefill", prompt.numel() / (times[0] - began), f"tokens/s, {s.prompt_tokens} a row")
     if s.new_tokens > 1:
         rate = (s.new_tokens - 1) / (times[-1] - times[0])

@@ -61,7 +61,8 @@ while True:
     if line == "/quit":
         break
     if line == "/reset":
-        turns, cache = [], KVCache(block_size)
+        turns = []
+        cache.clear()
         continue
     if line.startswith("/temp"):
         try:
@@ -79,7 +80,7 @@ while True:
     turns.append([*ids[-(block_size - room - 1) :], sep])
     while sum(map(len, turns)) + room > block_size:
         del turns[0]  # whole turns are forgotten, and the rest read again
-        cache = KVCache(block_size)
+        cache.clear()
     idx = torch.tensor([list(chain.from_iterable(turns))], device=run.device)
     said += 1
     reply, text = [], tokenizer.stream()
@@ -100,6 +101,6 @@ while True:
             if reply[-1] not in tokenizer.special.values():
                 print(text(reply[-1]), end="", flush=True)
     except KeyboardInterrupt:
-        cache = KVCache(block_size)  # it may hold half a token
+        cache.clear()  # it may hold half a token
     print(flush=True)
     turns.append([*reply, sep])

@@ -7,6 +7,7 @@ GPT-2: Radford et al. 2019, https://github.com/openai/gpt-2, whose parameter nam
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -71,25 +72,52 @@ ACTIVATIONS = {
 
 
 class KVCache:
-    """Keys and values, (B, nh, size, hs) a layer, of which the first `length` tokens are read."""
+    """Keys and values, (B, nh, size, hs) a layer, of which the first `length` tokens are known.
+
+    While it is `fixed`, compiled code adds one token: a number would be a constant to it, so the
+    token's place is a tensor then, and all places are read, later ones behind a mask, so that no
+    shape or address changes from token to token.
+    """
 
     def __init__(self, size: int):
         self.size, self.length = size, 0
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.embeddings: Tensor | None = None  # of the last tokens, for Smear
+        self.fixed = False
+        self.place: Tensor | None = None  # (1,), `length` while it is fixed
+
+    def clear(self) -> None:
+        """Forget all tokens but keep the memory, for another text."""
+        self.length, self.fixed = 0, False
+
+    def fix(self, device: torch.device) -> None:
+        """Expect one token from compiled code. Tokens before it have come already."""
+        if self.place is None:
+            self.place = torch.empty(1, dtype=torch.long, device=device)
+            for tensor in (self.place, self.embeddings, *chain(*self.layers.values())):
+                if tensor is not None:  # CUDA graphs then write to it where it is
+                    torch._dynamo.mark_static_address(tensor)
+        self.place.fill_(self.length)
+        self.fixed = True
+
+    def advance(self, T: int) -> None:
+        """Count T more tokens as known: every layer has stored its own."""
+        self.length, self.fixed = self.length + T, False
+
+    def next(self, T: int) -> slice | Tensor:
+        """The places of the T tokens that come next."""
+        return self.place if self.fixed else slice(self.length, self.length + T)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T more tokens of one layer and return those of all its tokens so far.
-
-        The model adds T to `length` once every layer has stored its own.
-        """
+        """Store T more tokens of one layer and return those of all its tokens so far."""
         if layer not in self.layers:
             shape = (*k.shape[:2], self.size, k.size(3))
-            self.layers[layer] = k.new_empty(shape), v.new_empty(shape)
+            self.layers[layer] = k.new_zeros(shape), v.new_zeros(shape)
         keys, values = self.layers[layer]
-        end = self.length + k.size(2)
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
+        places = self.next(k.size(2))
+        keys[:, :, places] = k
+        values[:, :, places] = v
+        end = self.size if self.fixed else places.stop
         return keys[:, :, :end], values[:, :, :end]
 
 
@@ -124,14 +152,19 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return x * keep * (256 / (256 - dropped))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, past: int, window: int, p: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, past: int | Tensor, window: int, p: float) -> Tensor:
     """Causal attention of T queries to `past + T` keys, with dropout p: (B, nh, T, hs).
 
+    Where `past` is a tensor, (1,), there is one query, and keys beyond those are not looked at.
     A query sees itself and what came before it, with a window only the last so many of these.
     On a CPU the fused kernel draws its dropout masks slowly, and is slower than these four lines
     in bf16 at short contexts; at long ones, and in fp32, it is faster and needs less memory.
     """
     T = q.size(2)
+    if isinstance(past, Tensor):
+        places = torch.arange(k.size(2), device=k.device)
+        mask = (places <= past) & (places > past - (window or k.size(2)))
+        return F.scaled_dot_product_attention(q, k, v, mask[None])
     if window and past + 1 > window:  # the first query sees none of the keys before these
         hidden = past + 1 - window
         k, v, past = k[:, :, hidden:], v[:, :, hidden:], past - hidden
@@ -167,8 +200,9 @@ class CausalSelfAttention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, *rotation)
         (q, k), (v,) = qk, v  # (B, nh, T, hs) each
-        past = cache.length if cache else 0
-        if cache is not None:
+        past = 0
+        if cache:
+            past = cache.place if cache.fixed else cache.length
             k, v = cache.extend(self.layer, k, v)
         y = attention(q, k, v, past, self.window, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
@@ -213,12 +247,14 @@ class Smear(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         n, T = len(self.weight), x.size(1)
-        if cache is not None and cache.length:
+        if cache and (cache.fixed or cache.length):
             known = torch.cat((cache.embeddings, x), dim=1)
         else:
             known = F.pad(x, (0, 0, n, 0))
-        if cache is not None:
-            cache.embeddings = known[:, -n:]
+        if cache:
+            if cache.embeddings is None:
+                cache.embeddings = torch.empty_like(known[:, -n:])
+            cache.embeddings.copy_(known[:, -n:])
         for i, share in enumerate(self.weight, start=1):
             x = x + share * known[:, n - i : n - i + T]
         return x
@@ -255,6 +291,7 @@ class GPT(nn.Module):
             cos, sin = angles.cos(), angles.sin()  # (block_size, hs/2)
             self.register_buffer("cos", torch.cat((cos, cos), dim=1), persistent=False)
             self.register_buffer("sin", torch.cat((-sin, sin), dim=1), persistent=False)
+        self.compiled_step = None  # next_logits for single tokens, see runtime.compile_generation
         if init:
             self.init_weights()
 
@@ -306,22 +343,21 @@ class GPT(nn.Module):
         self.lm_head.weight.register_hook(lambda gradient: gradient * rows)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """idx (B, T) -> the last block's normalized output (B, T, C); the cache grows by T."""
-        past, T = cache.length if cache else 0, idx.size(1)
-        assert past + T <= self.config.block_size, "the context is longer than block_size"
+        """idx (B, T) -> the last block's normalized output (B, T, C), idx following the cache."""
+        places = cache.next(idx.size(1)) if cache else slice(0, idx.size(1))
+        longest = cache.size if cache and cache.fixed else places.stop
+        assert longest <= self.config.block_size, "the context is longer than block_size"
         x = self.transformer.wte(idx)
         if self.config.smear:
             x = self.transformer.smear(x, cache)
         rotation = None
         if self.config.rotary:
-            rotation = self.cos[past : past + T], self.sin[past : past + T]
+            rotation = self.cos[places], self.sin[places]
         else:
-            x = x + self.transformer.wpe.weight[past : past + T]
+            x = x + self.transformer.wpe.weight[places]
         x = dropout(x, self.config.dropout, self.training)
         for block in self.transformer.h:
             x = block(x, rotation, cache)
-        if cache is not None:
-            cache.length += T
         return self.transformer.ln_f(x)
 
     def head(self, x: Tensor) -> Tensor:
@@ -348,6 +384,10 @@ class GPT(nn.Module):
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(self.head(x), targets)
+
+    def next_logits(self, unread: Tensor, cache: KVCache | None) -> Tensor:
+        """(B, T) of a context's tokens, those that the cache lacks -> fp32 logits (B, V)."""
+        return self.head(self.hidden(unread, cache)[:, -1])
 
     @torch.inference_mode()
     def generate(
@@ -376,7 +416,13 @@ class GPT(nn.Module):
         unread = context[:, cache.length if cache else 0 :]
         done = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):
-            logits = self.head(self.hidden(unread, cache)[:, -1])
+            step = self.next_logits
+            if self.compiled_step and cache and cache.length and unread.size(1) == 1:
+                cache.fix(idx.device)
+                step = self.compiled_step
+            logits = step(unread, cache)
+            if cache:
+                cache.advance(unread.size(1))
             token = draw(logits, context, generator, **drawing)
             for stop in stop_tokens:
                 done |= token == stop
@@ -387,8 +433,8 @@ class GPT(nn.Module):
             context = torch.cat((context, unread), dim=1)
             if context.size(1) > block_size:
                 context = unread = context[:, -max(1, block_size // 2) :]
-                if cache is not None:
-                    cache.length = 0
+                if cache:
+                    cache.clear()
             if cache is None:
                 unread = context
 

@@ -17,7 +17,7 @@ from configurator import configure
 from core import UserError, checkpoint, runtime
 from core.dataset import read_meta
 from core.tokenizer import from_dict
-from model import GPT
+from model import GPT, KVCache
 
 # ---- settings ------------------------------------------------------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
@@ -36,6 +36,7 @@ stream = True  # print token by token; False computes all samples at once, faste
 dataset = ""  # whose tokenizer to take, for a nanoGPT checkpoint that carries none
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
+compile = False  # torch.compile: a wait of half a minute, then faster tokens
 settings = configure(__file__)
 globals().update(settings)
 
@@ -88,14 +89,22 @@ def until_stop(pieces: Iterable[str]) -> Iterator[str]:
 
 
 # ---- samples, as they come -----------------------------------------------------------------------
+prompt = prompt if stream else prompt.repeat(num_samples, 1)
+cache = KVCache(min(model.config.block_size, prompt.size(1) + max_new_tokens))
+if compile:
+    print(f"compile {runtime.compile_generation(model, prompt, cache)}", file=sys.stderr)
+
+
+def generated(seed: int) -> Iterator[torch.Tensor]:
+    cache.clear()
+    return model.generate(prompt, max_new_tokens, seed=seed, use_cache=cache, **drawing)
+
+
 if stream:
-    samples = (
-        (token.item() for (token,) in model.generate(prompt, max_new_tokens, seed=s, **drawing))
-        for s in range(seed, seed + num_samples)
-    )
+    seeds = range(seed, seed + num_samples)
+    samples = ((token.item() for (token,) in generated(s)) for s in seeds)
 else:
-    batch = prompt.repeat(num_samples, 1)
-    tokens = list(model.generate(batch, max_new_tokens, seed=seed, **drawing))
+    tokens = list(generated(seed))
     samples = torch.stack(tokens, dim=1).tolist() if tokens else [[]] * num_samples
 for sample in samples:
     print(start, end="", flush=True)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -164,19 +165,43 @@ def compile_model(model: nn.Module, x: torch.Tensor, y: torch.Tensor, context) -
 
     A compiler that fails leaves the model eager. `context` is autocast.
     """
-    began = time.perf_counter()
+
+    def step() -> None:
+        try:
+            with context:
+                loss = model(x, y, "sum")
+            loss.backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+
     model.compile(dynamic=False)
+    return how_compiling_went(step)
+
+
+def compile_generation(model: nn.Module, prompt: torch.Tensor, cache) -> str:
+    """Compile the steps of single tokens by generating a few for prompt (B, T); how that went.
+
+    cache: the KVCache with which model.generate is to be called; it is empty again afterwards. On
+    a GPU a step then is one CUDA graph, which the third token is the first to replay.
+    """
+    cache.clear()
+    model.compiled_step = torch.compile(model.next_logits, dynamic=False, mode="reduce-overhead")
+    first, few = prompt[:, :1], min(4, cache.size - 1)
+    how = how_compiling_went(lambda: list(model.generate(first, few, use_cache=cache)))
+    cache.clear()
+    return how
+
+
+def how_compiling_went(trial: Callable[[], object]) -> str:
+    """Run what compiles; a compiler that fails leaves everything eager from there on."""
+    began = time.perf_counter()
     try:
-        with context:
-            loss = model(x, y, "sum")
-        loss.backward()
+        trial()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers' troubles have no common type
         torch.compiler.set_stance("force_eager")
         return f"failed, going on without: {type(error).__name__}: {str(error).splitlines()[0]}"
-    finally:
-        model.zero_grad(set_to_none=True)
     return f"done in {time.perf_counter() - began:.0f} s"
 
 

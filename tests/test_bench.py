@@ -28,7 +28,9 @@ def test_the_figures_hang_together(script, toy, tmp_path):
 
 def test_a_config_whose_data_is_missing_is_measured_on_random_tokens(script):
     tiny = [*TINY, "--n_embd=16", "--n_layer=1", "--updates=1", "--new_tokens=2", "--compile=False"]
-    out = script("bench.py", ROOT / "config" / "gpt2.py", *tiny, "--generation_dtype=int8").stdout
+    generation = ["--generation_dtype=int8", "--generation_compile"]
+    out = script("bench.py", ROOT / "config" / "gpt2.py", *tiny, *generation).stdout
+    assert "compile  done" in out
     assert "random tokens" in out and "vocabulary" not in out
     assert all(name in out for name in ("update", "training", "peak memory", "generation"))
 

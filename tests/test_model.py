@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core import UserError, huggingface
+from core import UserError, huggingface, runtime
 from core.quantize import to_int8
 from model import GPT, GPTConfig, KVCache, attention, draw, dropout
 
@@ -78,9 +78,11 @@ def test_cached_logits_equal_uncached_in_any_split_of_the_tokens(fields):
     model, idx = small(**fields), tokens(2, 16)
     whole = model(idx)
     for parts in ([16], [5, 1, 1, 9], [1] * 16):
-        cache = KVCache(16)
-        logits = torch.cat([model.head(model.hidden(p, cache)) for p in idx.split(parts, 1)], 1)
-        torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
+        cache, logits = KVCache(16), []
+        for part in idx.split(parts, 1):
+            logits.append(model.head(model.hidden(part, cache)))
+            cache.advance(part.size(1))
+        torch.testing.assert_close(torch.cat(logits, 1), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("fields", VARIANTS)
@@ -300,3 +302,15 @@ def test_compiled_equals_eager():
         torch.testing.assert_close(loss, eager)
         for name, p in model.named_parameters():
             torch.testing.assert_close(p.grad, gradients[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [VARIANTS[0], {**VARIANTS[1], "window": 4}])
+def test_compiled_generation_equals_eager_past_block_size_and_for_another_text(fields):
+    model, cache = small(**fields), KVCache(16)
+    texts = [tokens(2, 7), tokens(2, 1, seed=2), tokens(2, 40, seed=3)]
+    expected = [continuation(model, idx, 20, temperature=0) for idx in texts]
+    assert "done" in runtime.compile_generation(model, texts[0], cache)
+    with torch.compiler.set_stance("fail_on_recompile"):  # it is compiled once
+        for idx, wanted in zip(texts, expected, strict=True):
+            cache.clear()
+            assert torch.equal(continuation(model, idx, 20, temperature=0, use_cache=cache), wanted)

@@ -122,3 +122,18 @@ def test_a_reader_that_leaves_early_is_no_error(run):
     command = f"{sys.executable} {ROOT / 'sample.py'} --device=cpu | head -c 5"
     result = subprocess.run(command, shell=True, cwd=run, capture_output=True, text=True)
     assert "Traceback" not in result.stderr and "Exception" not in result.stderr
+
+
+def test_compiled_samples_are_the_same(sample):
+    options = ["--num_samples=2", "--max_new_tokens=80", "--start=the quick"]  # past block_size
+    compiled = sample(*options, "--compile")
+    assert "compile done" in compiled.stderr
+    assert compiled.stdout == sample(*options).stdout
+
+
+def test_a_compiler_that_fails_leaves_samples_as_they_are(sample, tmp_path):
+    options = ["--num_samples=1", "--max_new_tokens=30", "--start=the quick"]
+    cache = str(tmp_path / "cache")
+    failed = sample(*options, "--compile", CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=cache)
+    assert "going on without" in failed.stderr
+    assert failed.stdout == sample(*options).stdout
