@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from core import UserError
-from core.quantize import to_int8
+from core.quantize import Bf16Linear, Int8Linear, for_cpu
 
 # Dense bf16 (fp16 before it) peaks in TFLOP/s from the makers' data sheets, for MFU. The first
 # name that stands in the device's own counts.
@@ -130,10 +130,13 @@ def for_generation(model: nn.Module, dtype: str, device: torch.device) -> nn.Mod
     """
     model = model.to(device).eval()
     if dtype == "int8":
-        return to_int8(model)
+        return for_cpu(model, Int8Linear)
     if dtype == "auto" and device.type == "cpu":
         return model.float()
-    return model.to(choose_dtype(dtype, device))
+    chosen = choose_dtype(dtype, device)
+    if chosen == torch.bfloat16 and device.type == "cpu":
+        return for_cpu(model, Bf16Linear)
+    return model.to(chosen)
 
 
 def cpu_capabilities() -> dict:

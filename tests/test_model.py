@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from core import UserError, huggingface, runtime
-from core.quantize import to_int8
+from core.quantize import Bf16Linear, Int8Linear, for_cpu
 from model import GPT, GPTConfig, KVCache, attention, draw, dropout
 
 SMALL = dict(vocab_size=65, block_size=16, n_layer=3, n_head=2, n_embd=32)
@@ -259,12 +259,24 @@ def test_int8_weights_are_a_small_change(fields):
     torch.manual_seed(0)
     exact, rounded = GPT(GPTConfig(**sizes, **fields)), GPT(GPTConfig(**sizes, **fields))
     rounded.load_state_dict(exact.state_dict())
-    to_int8(rounded)
+    for_cpu(rounded, Int8Linear)
     assert not [m for m in rounded.modules() if isinstance(m, torch.nn.Linear)]
     for rows in (1, 3):  # few tokens, and more of them than are multiplied as bytes
         idx = tokens(rows, 5)
         a, b = exact(idx), rounded(idx)
         assert (a - b).norm() < 0.02 * a.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_bf16_products_of_few_rows_are_those_of_many(bias):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(96, 200, bias=bias).bfloat16()
+    ours = Bf16Linear(linear)
+    for shape in ((1, 1), (1, 3), (2, 20)):
+        x = torch.randn(*shape, 96).bfloat16()
+        exact = F.linear(x.float(), linear.weight.float(), linear.bias.float() if bias else None)
+        assert ours(x).shape == exact.shape and ours(x).dtype == torch.bfloat16
+        torch.testing.assert_close(ours(x).float(), exact, atol=0.02, rtol=0.01)
 
 
 def test_gpt2_124m_has_its_published_shape():
