@@ -318,8 +318,10 @@ def test_compiled_equals_eager():
 
 @pytest.mark.parametrize("fields", [VARIANTS[0], {**VARIANTS[1], "window": 4}])
 def test_compiled_generation_equals_eager_past_block_size_and_for_another_text(fields):
-    model, cache = small(**fields), KVCache(16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, cache = small(**fields).to(device), KVCache(16)
     texts = [tokens(2, 7), tokens(2, 1, seed=2), tokens(2, 40, seed=3)]
+    texts = [idx.to(device) for idx in texts]
     expected = [continuation(model, idx, 20, temperature=0) for idx in texts]
     assert "done" in runtime.compile_generation(model, texts[0], cache)
     with torch.compiler.set_stance("fail_on_recompile"):  # it is compiled once
