@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from core import UserError
-from core.quantize import Bf16Linear, Int8Linear, for_cpu
+from core.linear import FewRowsLinear, Int8Linear, replace_linear
 
 # Dense bf16 (fp16 before it) peaks in TFLOP/s from the makers' data sheets, for MFU. The first
 # name that stands in the device's own counts.
@@ -129,14 +129,14 @@ def for_generation(model: nn.Module, dtype: str, device: torch.device) -> nn.Mod
     from bf16. `int8` is twice as fast there and rounds the weights.
     """
     model = model.to(device).eval()
+    on_cpu = device.type == "cpu"
     if dtype == "int8":
-        return for_cpu(model, Int8Linear)
-    if dtype == "auto" and device.type == "cpu":
-        return model.float()
-    chosen = choose_dtype(dtype, device)
-    if chosen == torch.bfloat16 and device.type == "cpu":
-        return for_cpu(model, Bf16Linear)
-    return model.to(chosen)
+        if not on_cpu:
+            raise UserError("dtype=int8 is for CPUs: on a GPU use --dtype=bfloat16.")
+        return replace_linear(model, Int8Linear).bfloat16()
+    chosen = torch.float32 if on_cpu and dtype == "auto" else choose_dtype(dtype, device)
+    model = model.to(chosen)
+    return replace_linear(model, FewRowsLinear) if on_cpu else model
 
 
 def cpu_capabilities() -> dict:

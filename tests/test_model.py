@@ -1,5 +1,6 @@
 """The model against a reference: transformers' GPT-2, itself without a cache, and causality."""
 
+import copy
 import math
 from collections import Counter
 
@@ -8,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from core import UserError, huggingface, runtime
-from core.quantize import Bf16Linear, Int8Linear, for_cpu
+from core.linear import FewRowsLinear, Int8Linear, replace_linear
 from model import GPT, GPTConfig, KVCache, attention, draw, dropout
 
 SMALL = dict(vocab_size=65, block_size=16, n_layer=3, n_head=2, n_embd=32)
@@ -259,7 +260,7 @@ def test_int8_weights_are_a_small_change(fields):
     torch.manual_seed(0)
     exact, rounded = GPT(GPTConfig(**sizes, **fields)), GPT(GPTConfig(**sizes, **fields))
     rounded.load_state_dict(exact.state_dict())
-    for_cpu(rounded, Int8Linear)
+    replace_linear(rounded, Int8Linear).bfloat16()
     assert not [m for m in rounded.modules() if isinstance(m, torch.nn.Linear)]
     for rows in (1, 3):  # few tokens, and more of them than are multiplied as bytes
         idx = tokens(rows, 5)
@@ -268,15 +269,15 @@ def test_int8_weights_are_a_small_change(fields):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_bf16_products_of_few_rows_are_those_of_many(bias):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_products_of_few_rows_are_those_of_many(bias, dtype, tolerance):
     torch.manual_seed(0)
-    linear = torch.nn.Linear(96, 200, bias=bias).bfloat16()
-    ours = Bf16Linear(linear)
+    linear = torch.nn.Linear(96, 200, bias=bias).to(dtype)
+    ours, exact = FewRowsLinear(linear), copy.deepcopy(linear).float()
     for shape in ((1, 1), (1, 3), (2, 20)):
-        x = torch.randn(*shape, 96).bfloat16()
-        exact = F.linear(x.float(), linear.weight.float(), linear.bias.float() if bias else None)
-        assert ours(x).shape == exact.shape and ours(x).dtype == torch.bfloat16
-        torch.testing.assert_close(ours(x).float(), exact, atol=0.02, rtol=0.01)
+        x = torch.randn(*shape, 96).to(dtype)
+        assert ours(x).dtype == dtype
+        torch.testing.assert_close(ours(x).float(), exact(x.float()), atol=tolerance, rtol=0.01)
 
 
 def test_gpt2_124m_has_its_published_shape():
