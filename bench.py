@@ -27,7 +27,7 @@ from core import checkpoint, log, runtime
 from core.dataset import Dataset, Writer, share_rows
 from core.optimizer import build_optimizers, update
 from core.tokenizer import GPT2Tokenizer
-from model import GPT, SIZES, GPTConfig, KVCache
+from model import GPT, SIZES, GPTConfig
 
 # ---- settings: these, and all of train.py's ------------------------------------------------------
 updates = 10  # timed, after two that are not; 0 = none
@@ -149,7 +149,7 @@ if s.new_tokens and run.rank == 0:
         *generator.lm_head.state_dict().values(),
     ]
     weight_bytes = sum(t.nbytes for t in stored)
-    cache = KVCache(min(s.block_size, prompt.size(1) + s.new_tokens))
+    cache = generator.new_cache(prompt.size(1) + s.new_tokens)
     if s.generation_compile:
         run.print(f"compile  {runtime.compile_generation(generator, prompt, cache)}")
     options = dict(temperature=0.8, top_k=200, use_cache=cache)

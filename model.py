@@ -92,6 +92,7 @@ class KVCache:
 
     def fix(self, device: torch.device) -> None:
         """Expect one token from compiled code. Tokens before it have come already."""
+        assert self.length < self.size, "the cache is full"
         if self.place is None:
             self.place = torch.empty(1, dtype=torch.long, device=device)
             for tensor in (self.place, self.embeddings, *chain(*self.layers.values())):
@@ -115,6 +116,7 @@ class KVCache:
             self.layers[layer] = k.new_zeros(shape), v.new_zeros(shape)
         keys, values = self.layers[layer]
         places = self.next(k.size(2))
+        assert self.fixed or places.stop <= self.size, "the cache is full"
         keys[:, :, places] = k
         values[:, :, places] = v
         end = self.size if self.fixed else places.stop
@@ -385,6 +387,10 @@ class GPT(nn.Module):
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(self.head(x), targets)
 
+    def new_cache(self, tokens: int) -> KVCache:
+        """An empty cache for so many tokens, or for block_size: more are never known at once."""
+        return KVCache(min(self.config.block_size, tokens))
+
     def next_logits(self, unread: Tensor, cache: KVCache | None) -> Tensor:
         """(B, T) of a context's tokens, those that the cache lacks -> fp32 logits (B, V)."""
         return self.head(self.hidden(unread, cache)[:, -1])
@@ -412,7 +418,7 @@ class GPT(nn.Module):
         context = idx[:, -block_size:]
         cache = use_cache if isinstance(use_cache, KVCache) else None
         if use_cache is True:
-            cache = KVCache(min(block_size, context.size(1) + max_new_tokens))
+            cache = self.new_cache(context.size(1) + max_new_tokens)
         unread = context[:, cache.length if cache else 0 :]
         done = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):

@@ -17,7 +17,7 @@ from configurator import configure
 from core import UserError, checkpoint, runtime
 from core.dataset import read_meta
 from core.tokenizer import from_dict
-from model import GPT, KVCache
+from model import GPT
 
 # ---- settings ------------------------------------------------------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
@@ -90,7 +90,7 @@ def until_stop(pieces: Iterable[str]) -> Iterator[str]:
 
 # ---- samples, as they come -----------------------------------------------------------------------
 prompt = prompt if stream else prompt.repeat(num_samples, 1)
-cache = KVCache(min(model.config.block_size, prompt.size(1) + max_new_tokens))
+cache = model.new_cache(prompt.size(1) + max_new_tokens)
 if compile:
     print(f"compile {runtime.compile_generation(model, prompt, cache)}", file=sys.stderr)
 

@@ -86,6 +86,12 @@ def test_cached_logits_equal_uncached_in_any_split_of_the_tokens(fields):
         torch.testing.assert_close(torch.cat(logits, 1), whole, atol=1e-4, rtol=0)
 
 
+def test_a_cache_that_is_too_small_is_noticed():
+    assert small().new_cache(7).size == 7 and small().new_cache(40).size == 16
+    with pytest.raises(AssertionError, match="the cache is full"):
+        continuation(small(), tokens(1, 4), 10, use_cache=KVCache(8))
+
+
 @pytest.mark.parametrize("fields", VARIANTS)
 def test_cache_changes_no_token_even_past_block_size(fields):
     model = small(**fields)
