@@ -268,19 +268,25 @@ def workers(tokenizer: Tokenizer) -> Executor:
         return ThreadPoolExecutor(CORES, initializer=become_worker, initargs=(tokenizer, False))
     fork = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(CORES, fork, become_worker, (tokenizer, True))
-    # Python ignores what is raised by its hooks around a fork, so a Ctrl-C has to wait for the end
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    # Python ignores what is raised by its hooks around a fork, so a Ctrl-C has to wait for the end.
+    # Blocking it is not enough: any other thread would take it, and the main one raise it at once.
+    came = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
     pool.submit(int)  # forks them all
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
     return pool
 
 
 def become_worker(tokenizer: Tokenizer, process: bool) -> None:
     global worker_tokenizer
     worker_tokenizer = tokenizer
-    if process:  # what interrupts the script ends the pool too: Ctrl-C stays blocked
+    if process:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what interrupts the script ends the pool too
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: so does what kills it
 
 

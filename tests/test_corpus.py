@@ -222,7 +222,9 @@ def test_interrupted_it_leaves_nothing(tmp_path, number):
 def test_ctrl_c_at_the_moment_of_a_fork_is_not_lost(tmp_path):
     (tmp_path / "a.txt").write_text("a line of text\n" * 1000)
     code = f"""
-import os, runpy, signal, sys
+import os, runpy, signal, sys, threading
+# any thread may take a signal that the main one blocks
+threading.Thread(target=threading.Event().wait, args=(60,), daemon=True).start()
 os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
 sys.argv = ["{ROOT / "prepare_text.py"}", "--input=a.txt", "--tokenizer=byte"]
 sys.path.insert(0, "{ROOT}")
