@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from configurator import configure
 from core import checkpoint, log, runtime
-from core.dataset import Dataset, Writer, share_rows
+from core.batches import Batches, share_rows
+from core.dataset import Writer
 from core.optimizer import build_optimizers, update
 from core.tokenizer import GPT2Tokenizer
 from model import GPT, SIZES, GPTConfig
@@ -68,7 +69,7 @@ with tempfile.TemporaryDirectory() as made_up:
         with Writer(folder, GPT2Tokenizer(), {"name": "random tokens"}) as writer:
             for split in ("train", "val"):
                 writer.append(split, np.random.default_rng(s.seed).integers(0, 50257, 2**22))
-    data = Dataset(folder, s.block_size, batch_rows, s.seed, run)
+    data = Batches(folder, s.block_size, batch_rows, s.seed, run)
     model_args = {f.name: config[f.name] for f in fields(GPTConfig) if f.name in config}
     model_args["vocab_size"] = data.tokenizer.vocab_size
     if s.init_from in ("scratch", "resume", "auto"):

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from configurator import configure
 from core import UserError, checkpoint, log, runtime
-from core.dataset import Dataset, ensure_prepared, share_rows
+from core.batches import Batches, share_rows
+from core.dataset import ensure_prepared
 from core.optimizer import build_optimizers, lr_factor, set_lr, update
 from model import GPT, SIZES, GPTConfig, cross_entropy
 
@@ -113,7 +114,7 @@ folder = os.path.join("data", dataset)
 if run.local_rank == 0:
     ensure_prepared(folder, prepare, retry_fallback=not resuming)
 run.any(False)  # the others wait
-data = Dataset(folder, model_args["block_size"], batch_rows, seed, run, ramp_iters)
+data = Batches(folder, model_args["block_size"], batch_rows, seed, run, ramp_iters)
 tokenizer = data.tokenizer.to_dict()
 if loaded and loaded["tokenizer"] not in (tokenizer, None):
     if resuming or loaded["tokenizer"]["kind"] != tokenizer["kind"]:

@@ -12,7 +12,8 @@ import torch
 from conftest import ROOT
 
 from core import UserError, dataset
-from core.dataset import Dataset, Writer
+from core.batches import Batches
+from core.dataset import Writer
 from core.runtime import Runtime, seed_at
 from core.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -23,8 +24,8 @@ def rank(r: int, world_size: int) -> Runtime:
     return Runtime(torch.device("cpu"), r, r, world_size)
 
 
-def open_data(folder, T=16, rows=4, seed=0, runtime=CPU) -> Dataset:
-    return Dataset(folder, T, rows, seed, runtime)
+def open_data(folder, T=16, rows=4, seed=0, runtime=CPU) -> Batches:
+    return Batches(folder, T, rows, seed, runtime)
 
 
 def test_a_row_predicts_its_next_token(numbers):
@@ -64,13 +65,13 @@ def test_ranks_share_the_rows_of_one_process(numbers):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_a_growing_batch_reads_the_same_rows_on_any_number_of_ranks(numbers, world_size):
     folder, rows, ramp = numbers(), 24, 10
-    whole = Dataset(folder, 8, rows, 0, CPU)
+    whole = Batches(folder, 8, rows, 0, CPU)
     sizes = []
     for step in range(ramp + 3):
         x, y = [], []
         for rank in range(world_size):
             runtime = Runtime(CPU.device, rank, rank, world_size)
-            data = Dataset(folder, 8, rows, 0, runtime, ramp)
+            data = Batches(folder, 8, rows, 0, runtime, ramp)
             part = data.batch("train", step, whole=2)
             assert len(part[0]) % 2 == 0 and len(part[0]) > 0
             x.append(part[0][part[1][:, 0] >= 0])
@@ -99,7 +100,7 @@ def test_a_mask_grades_its_tokens_as_targets_only(numbers):
 
 def test_a_row_alone_is_masked_without_touching_its_input(numbers):
     folder = numbers(mask=lambda i: i % 2)
-    data = Dataset(folder, 10, 1, 0, CPU)
+    data = Batches(folder, 10, 1, 0, CPU)
     x, y = data.batch("train", 0)
     assert x.min() >= 0 and (y == -1).any()
 
@@ -256,12 +257,12 @@ def test_memory_does_not_grow_with_a_mapped_file(tmp_path):
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import resource, torch, numpy as np
 from core import dataset
-from core.dataset import Dataset
+from core.batches import Batches
 from core.runtime import Runtime
 dataset.RESIDENT_TOKENS = 0
 for split in ("train", "val"):
     np.zeros(10**8 if split == "train" else 2000, np.uint16).tofile(split + ".bin")
-data = Dataset(".", 1024, 64, 0, Runtime(torch.device("cpu")))
+data = Batches(".", 1024, 64, 0, Runtime(torch.device("cpu")))
 for step in range(20): data.batch("train", step)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for step in range(20, 1500): data.batch("train", step)
