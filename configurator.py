@@ -41,7 +41,7 @@ RANGES = {
         "max_new_tokens weight_decay grad_clip logit_softcap peak_tflops temperature top_k seed "
         "smear window loss_chunk updates new_tokens shards limit val_share",
     ),
-    "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty"),
+    "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty rotary_base"),
     "at least 0 and below 1": (
         lambda v: 0 <= v < 1,
         "beta1 beta2 muon_momentum dropout min_p smooth",

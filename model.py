@@ -30,10 +30,11 @@ class GPTConfig:
     bias: bool = True  # biases in linear layers and LayerNorms, as GPT-2
     activation: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's, nanoGPT's, Primer's
     rotary: bool = False  # rotary instead of learned positions: https://arxiv.org/abs/2104.09864
+    rotary_base: float = 10000.0  # its longest wavelength, in tokens, is nearly 2 pi times this
     window: int = 0  # tokens that every second layer sees, 0 = all: Sparse Transformer, GPT-3
     smear: int = 0  # add the last so many tokens' embeddings, cf. https://arxiv.org/abs/2305.13048
     rms_norm: bool = False  # RMSNorm instead of LayerNorm: https://arxiv.org/abs/1910.07467
-    qk_norm: bool = False  # normalize queries and keys: https://arxiv.org/abs/2010.04245
+    qk_norm: bool = False  # LayerNorm of queries and keys: https://arxiv.org/abs/2302.05442
     logit_softcap: float = 0.0  # c: c * tanh(logits / c), 0 = off: https://arxiv.org/abs/2408.00118
     untied_head: bool = False  # an output matrix apart from the token embedding
     loss_chunk: int = 0  # tokens whose logits are in memory at once, 0 = all; one more product
@@ -67,7 +68,7 @@ SIZES = {
 ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu": F.gelu,
-    "relu2": lambda x: F.relu(x).square(),
+    "relu2": lambda x: F.relu(x, inplace=True).square(),
 }
 
 
@@ -180,8 +181,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, past: int | Tensor, window: int, 
     if fused:
         is_causal = T > 1 and mask is None
         return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=is_causal)
-    weights = (q * q.size(-1) ** -0.5) @ k.mT  # (B, nh, T, T)
-    weights = weights.masked_fill(~mask, -math.inf).softmax(dim=-1)
+    bias = torch.where(mask, 0.0, -math.inf).to(q.dtype)  # unlike masking, no work in backward
+    weights = ((q * q.size(-1) ** -0.5) @ k.mT + bias).softmax(dim=-1)  # (B, nh, T, T)
     return dropout(weights, p, training=True) @ v
 
 
@@ -198,7 +199,7 @@ class CausalSelfAttention(nn.Module):
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         qk, v = qkv.permute(2, 0, 3, 1, 4).split((2, 1))  # (2, B, nh, T, hs), (1, B, nh, T, hs)
         if self.qk_norm:
-            qk = F.rms_norm(qk, qk.shape[-1:])
+            qk = F.layer_norm(qk, qk.shape[-1:])  # one kernel on a CPU, which RMSNorm is not
         if rotation is not None:
             qk = rotate(qk, *rotation)
         (q, k), (v,) = qk, v  # (B, nh, T, hs) each
@@ -288,7 +289,7 @@ class GPT(nn.Module):
             self.lm_head.weight = self.transformer.wte.weight
         if config.rotary:
             hs = C // config.n_head
-            frequencies = 10000.0 ** -(torch.arange(0, hs, 2) / hs)
+            frequencies = config.rotary_base ** -(torch.arange(0, hs, 2) / hs)
             angles = torch.outer(torch.arange(config.block_size), frequencies)
             cos, sin = angles.cos(), angles.sin()  # (block_size, hs/2)
             self.register_buffer("cos", torch.cat((cos, cos), dim=1), persistent=False)
