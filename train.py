@@ -206,7 +206,7 @@ def write(record: dict) -> None:
         track(record)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(split: str) -> tuple[float, float | None] | None:
     """Mean loss of a split; of a masked one also the share of rows whose graded tokens are all
     the argmax. None when a signal came meanwhile: whoever sent it won't wait for long."""

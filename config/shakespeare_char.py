@@ -7,6 +7,7 @@ out_dir = "out/shakespeare_char"
 
 n_layer, n_head, n_embd, block_size = 4, 2, 256, 256
 rotary = rms_norm = qk_norm = zero_init = True
+rotary_base = 1000.0  # the context is short
 smear = 2
 activation = "relu2"
 bias = False

@@ -41,7 +41,8 @@ class Batches:
     block_size: tokens a row of a stream; a dataset of rows brings its own length, at most that.
     batch_rows: rows of one global batch, of which each rank takes a slice.
     ramp: updates over which the batch grows in a line from a sixteenth to all of its rows, as for
-        GPT-3, https://arxiv.org/abs/2005.14165, table 2.1.
+        GPT-3, https://arxiv.org/abs/2005.14165, table 2.1. It does so by sixteenths, since matrix
+        libraries prepare for each new shape.
     Raises UserError for whatever is wrong with the files.
     """
 
@@ -51,7 +52,8 @@ class Batches:
         self.meta = meta = read_meta(folder)
         self.tokenizer, self.row_length = from_dict(meta["tokenizer"]), meta["row_length"]
         self.batch_rows, self.seed, self.runtime = batch_rows, seed, runtime
-        growing = np.ceil(batch_rows * (1 + 15 * np.arange(ramp) / max(1, ramp)) / 16)
+        sixteenths = 1 + 15 * np.arange(ramp) // max(1, ramp)
+        growing = np.ceil(batch_rows * sixteenths / 16)
         self.ramp_rows = np.cumsum([0, *growing.astype(np.int64)])  # before update 0, 1, ... ramp
         self.T = self.row_length - 1 if self.row_length else block_size
         self.stride = self.row_length or self.T
