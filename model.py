@@ -199,7 +199,8 @@ class CausalSelfAttention(nn.Module):
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         qk, v = qkv.permute(2, 0, 3, 1, 4).split((2, 1))  # (2, B, nh, T, hs), (1, B, nh, T, hs)
         if self.qk_norm:
-            qk = F.layer_norm(qk, qk.shape[-1:])  # one kernel on a CPU, which RMSNorm is not
+            # one kernel on a CPU, which RMSNorm is not; autocast on a GPU makes it fp32
+            qk = F.layer_norm(qk, qk.shape[-1:]).to(v.dtype)
         if rotation is not None:
             qk = rotate(qk, *rotation)
         (q, k), (v,) = qk, v  # (B, nh, T, hs) each
