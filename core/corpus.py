@@ -271,10 +271,10 @@ def workers(tokenizer: Tokenizer) -> Executor:
     # Python ignores what is raised by its hooks around a fork, so a Ctrl-C has to wait for the end.
     # Blocking it is not enough: any other thread would take it, and the main one raise it at once.
     came = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
+    ending = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda n, _: came.append(n)) for number in ending}
     pool.submit(int)  # forks them all
-    for number, handler in zip(numbers, handlers, strict=True):
+    for number, handler in handlers.items():
         signal.signal(number, handler)
     for number in came:
         signal.raise_signal(number)
