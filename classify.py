@@ -45,7 +45,7 @@ tokenizer, labels = from_dict(loaded["tokenizer"]), task["labels"]
 model = GPT.from_weights(loaded["model_args"], loaded["model"]).to(run.device).eval()
 autocast = runtime.autocast(run.device, runtime.choose_dtype(dtype, run.device))
 
-texts, truth = [text], None
+texts, truth = [corpus.plain(text)], None
 if input:
     rows = corpus.labelled_rows(input, column, label_column)
     texts, truth = [text for text, _ in rows], [label for _, label in rows]

@@ -295,6 +295,7 @@ class GPT(nn.Module):
             cos, sin = angles.cos(), angles.sin()  # (block_size, hs/2)
             self.register_buffer("cos", torch.cat((cos, cos), dim=1), persistent=False)
             self.register_buffer("sin", torch.cat((-sin, sin), dim=1), persistent=False)
+        self.few_graded = False  # so many targets are -1 that the others are looked for
         self.compiled_step = None  # next_logits for single tokens, see runtime.compile_generation
         if init:
             self.init_weights()
@@ -379,6 +380,9 @@ class GPT(nn.Module):
         if targets is None:
             return self.head(x)
         x, targets = x.flatten(0, 1), targets.flatten()
+        if self.few_graded:
+            graded = targets >= 0
+            x, targets = x[graded], targets[graded]
         if chunk := self.config.loss_chunk:  # each piece's logits are computed again in backward
             pieces = zip(x.split(chunk), targets.split(chunk), strict=True)
             loss = sum(checkpoint(self.loss, *piece, use_reentrant=False) for piece in pieces)

@@ -131,6 +131,7 @@ if freeze:
 model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
 model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
 model.to(run.device)
+model.few_graded = data.masked
 if freeze:
     model.freeze(labels)
 matmul_dtype = runtime.choose_dtype(dtype, run.device)
@@ -220,9 +221,10 @@ def evaluate(split: str) -> tuple[float, float | None] | None:
         graded, right = ys >= 0, torch.zeros(())
         with autocast:
             if data.masked:  # one pass gives both
-                logits = model(xs)
-                loss = cross_entropy(logits, ys)
-                right = (((logits.argmax(-1) == ys) | ~graded).all(1) & graded.any(1)).sum()
+                logits, wanted = model.head(model.hidden(xs)[graded]), ys[graded]
+                loss, wrong = cross_entropy(logits, wanted), torch.zeros_like(graded)
+                wrong[graded] = logits.argmax(-1) != wanted
+                right = (graded.any(1) & ~wrong.any(1)).sum()
             else:
                 loss = model(xs, ys, "sum")
         sums.append([loss, graded.sum(), right, graded.any(1).sum()])

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -169,8 +170,13 @@ def csv_rows(file, path: str, column: str) -> Iterator[str]:
             yield row[column]
 
 
+def plain(text: str) -> str:
+    """Text on one line in its compatibility form, NFKC: a full-width comma is a comma, too."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
 def labelled_rows(path: str, column: str, label_column: str) -> list[tuple[str, str | None]]:
-    """Each row of a CSV file as its text, on one line, and its label.
+    """Each row of a CSV file as its text, made plain, and its label.
 
     column: of the texts, "" = the first that is not label_column. Labels are None without theirs.
     """
@@ -186,7 +192,7 @@ def labelled_rows(path: str, column: str, label_column: str) -> list[tuple[str, 
         labelled = label_column in there
         return [
             (
-                " ".join((r[column] or "").split()),
+                plain(r[column] or ""),
                 (r[label_column] or "").strip() if labelled else None,
             )
             for r in rows

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -127,14 +128,19 @@ def test_padding_of_the_vocabulary_is_never_drawn_nor_graded():
     assert model(tokens(1, 4)).shape == (1, 4, 65)
 
 
-def test_targets_of_minus_one_are_not_graded():
+@pytest.mark.parametrize("few_graded", [False, True])
+def test_targets_of_minus_one_are_not_graded(few_graded):
     model, idx, targets = small(), tokens(2, 8), tokens(2, 8, seed=2)
+    model.few_graded = few_graded
     masked = targets.clone()
     masked[0, 3:] = -1
     kept = masked >= 0
     logs = model(idx).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     torch.testing.assert_close(model(idx, masked), -logs[kept].mean())
     torch.testing.assert_close(model(idx, masked, "sum"), -logs[kept].sum())
+    none = model(idx, torch.full_like(masked, -1), "sum")
+    none.backward()  # as the rows that fill up a batch do
+    assert none == 0 and not any(p.grad.any() for p in model.parameters())
 
 
 def test_stop_tokens_end_a_row_and_then_the_batch():
@@ -309,13 +315,16 @@ def test_heads_that_do_not_divide_the_width_are_one_sentence():
 
 def test_compiled_equals_eager():
     idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
-    for fields in VARIANTS[:2]:
+    for fields, few_graded in zip(VARIANTS[:2], (False, True), strict=True):
         model = small(**fields)
+        model.few_graded = few_graded
+        if few_graded:
+            targets[:, :14] = -1
         eager = model(idx, targets)
         eager.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         model.zero_grad()
-        model.compile(dynamic=False)
+        assert "done" in runtime.compile_model(model, idx, targets, nullcontext())
         loss = model(idx, targets)
         loss.backward()
         torch.testing.assert_close(loss, eager)

@@ -25,8 +25,8 @@ def write_reviews(path, count=300, labels=("1", "0"), label_column="label"):
         for i in range(count):
             words = chance.choice(GOOD if i % 2 else BAD, size=chance.integers(2, 9))
             rows.writerow([labels[0] if i % 2 else labels[1], f"{i} it was {', '.join(words)}"])
-        rows.writerow([labels[0], "0 it was"])  # comes twice
         rows.writerow([labels[0], "0 it was"])
+        rows.writerow([labels[0], "\uff10 it  was"])  # the same once it is plain
         rows.writerow([labels[0], " "])
 
 
@@ -98,6 +98,8 @@ def learned(script, tmp_path):
 def test_it_labels_a_text_and_scores_a_file(learned, script, tmp_path):
     said = script("classify.py", "--text=it was lovely, great, nice").stdout
     assert re.fullmatch(r"1 0\.\d+\n", said) and float(said.split()[1]) > 0.8
+    wide = script("classify.py", "--text=it was lovely\uff0c great\uff0c nice").stdout
+    assert wide == said
     long = ", ".join(["awful", "loud"] * 20)  # several rows, whose probabilities are averaged
     assert script("classify.py", f"--text={long}").stdout.startswith("0 ")
     said = script("classify.py", "--input=data/reviews/val.csv", "--predictions=p.csv").stdout
