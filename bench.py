@@ -78,7 +78,7 @@ with tempfile.TemporaryDirectory() as made_up:
         loaded = checkpoint.load(checkpoint.find(s.init_from, tqdm))
         model = GPT.from_weights(loaded["model_args"], loaded["model"])
     model.to(run.device)
-    model.few_graded = data.masked
+    model.few_graded = data.answers
     dtype = runtime.choose_dtype(s.dtype, run.device)
     autocast = runtime.autocast(run.device, dtype)
     scaler = torch.amp.GradScaler(run.device.type, enabled=dtype == torch.float16)

@@ -131,7 +131,7 @@ if freeze:
 model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
 model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
 model.to(run.device)
-model.few_graded = data.masked
+model.few_graded = data.answers
 if freeze:
     model.freeze(labels)
 matmul_dtype = runtime.choose_dtype(dtype, run.device)
@@ -209,8 +209,9 @@ def write(record: dict) -> None:
 
 @torch.inference_mode()
 def evaluate(split: str) -> tuple[float, float | None] | None:
-    """Mean loss of a split; of a masked one also the share of rows whose graded tokens are all
-    the argmax. None when a signal came meanwhile: whoever sent it won't wait for long."""
+    """Mean loss of a split; where its rows ask for answers also the share of those that are right,
+    all graded tokens being the argmax. None when a signal came meanwhile: whoever sent it won't
+    wait for long."""
     sums, rows = [], eval_iters * batch_size
     if split == "train":  # it only shows how far the two lie apart: a quarter of the rows will do
         rows = -(-rows // 4)
@@ -220,7 +221,7 @@ def evaluate(split: str) -> tuple[float, float | None] | None:
     for xs, ys in data.evaluation(split, rows, micro_rows):
         graded, right = ys >= 0, torch.zeros(())
         with autocast:
-            if data.masked:  # one pass gives both
+            if data.answers:  # one pass gives both
                 logits, wanted = model.head(model.hidden(xs)[graded]), ys[graded]
                 loss, wrong = cross_entropy(logits, wanted), torch.zeros_like(graded)
                 wrong[graded] = logits.argmax(-1) != wanted
@@ -233,7 +234,7 @@ def evaluate(split: str) -> tuple[float, float | None] | None:
     model.train()
     columns = zip(*sums, strict=True)
     loss, tokens, right, rows = run.sum(*(torch.stack(column).sum() for column in columns))
-    return loss / tokens, right / rows if data.masked else None
+    return loss / tokens, right / rows if data.answers else None
 
 
 def save(path: str, step: int) -> None:
@@ -280,7 +281,7 @@ for step in range(start_step, max_iters + 1):
             (train_loss, _), (val_loss, val_accuracy) = train, val
             demand_finite(f"the validation loss after {step} updates", val_loss)
             figures = {"train_loss": train_loss, "val_loss": val_loss}
-            figures |= {"val_accuracy": val_accuracy} if data.masked else {}
+            figures |= {"val_accuracy": val_accuracy} if data.answers else {}
             if eval_only:
                 figures |= {"perplexity": math.exp(val_loss)}
             if eval_only and not data.masked:

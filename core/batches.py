@@ -62,6 +62,7 @@ class Batches:
         vocab_size = self.tokenizer.vocab_size
         self.splits = {n: Split(folder, n, meta, vocab_size, runtime.device) for n in SPLITS}
         self.masked = any(split.masked for split in self.splits.values())
+        self.answers = self.masked and self.row_length is not None  # a row asks for one
         for split in self.splits.values():
             if split.length <= self.T:
                 raise UserError(
