@@ -4,7 +4,7 @@
 # python prepare_reviews.py --input=reviews.csv
 # python prepare_dialogue.py --input=dialogues.txt,data/reviews/train.txt --name=dialogue_reviews
 # python train.py config/dialogue_tiny.py --dataset=dialogue_reviews \
-#     --out_dir=out/dialogue_reviews --max_iters=2000
+#     --out_dir=out/dialogue_reviews --max_iters=4000
 # python prepare_dialogue.py --input=data/reviews/train.txt --name=reviews_text
 dataset = "reviews_text"
 init_from = "out/dialogue_reviews"

@@ -88,14 +88,18 @@ def with_vocabulary(loaded: dict, wanted: Tokenizer) -> tuple[dict, int]:
     """The checkpoint with the rows of its vocabulary those of another tokenizer of the same kind,
     and how many of these tokens it knew: by what they stand for, wherever their rows were.
 
-    The row of a new token is the mean of all, to which nothing in particular leans.
+    The row of a new token is drawn as the known ones are spread, so that it is of their size and
+    gentle learning rates serve: https://nlp.stanford.edu/~johnhew/vocab-expansion.html, less the
+    covariance.
     """
     old = {symbol: i for i, symbol in enumerate(from_dict(loaded["tokenizer"]).symbols())}
     source = torch.tensor([old.get(symbol, -1) for symbol in wanted.symbols()])
     weights = dict(loaded["model"])
     for name in ("transformer.wte.weight", "lm_head.weight"):
-        rows = weights[name][source]
-        rows[source < 0] = weights[name][: len(old)].mean(0)
+        rows, known = weights[name][source], weights[name][: len(old)].float()
+        noise = torch.randn(len(rows), known.size(1), generator=torch.Generator().manual_seed(0))
+        drawn = (known.mean(0) + known.std(0) * noise).to(rows.dtype)
+        rows[source < 0] = drawn[source < 0]
         weights[name] = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 64))
     args = {**loaded["model_args"], "vocab_size": wanted.vocab_size}
     changed = {"model": weights, "model_args": args, "tokenizer": wanted.to_dict()}

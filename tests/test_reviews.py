@@ -159,6 +159,8 @@ def test_a_pretrained_vocabulary_is_taken_over_by_token(script, tmp_path):
     for piece in first.pieces:
         before = old["model"][wte][first.pieces.index(piece)]
         assert torch.equal(before, new["model"][wte][second.pieces.index(piece)])
+    rows = new["model"][wte][[second.pieces.index(piece) for piece in added]]
+    assert 0.7 < rows.std() / old["model"][wte][: first.vocab_size].std() < 1.4
     assert new["task"]["labels"] == ["0", "1"]
 
 
