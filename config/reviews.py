@@ -1,4 +1,4 @@
-# python prepare_reviews.py --input=reviews.csv --vocab_from=out/reviews_text --length=128
+# python prepare_reviews.py --input=reviews.csv --vocab_from=out/reviews_text
 # python train.py config/reviews.py
 # python classify.py --out_dir=out/reviews --input=data/reviews/val.csv
 # The label is asked after the last character. config/reviews_text.py comes before it.
@@ -7,7 +7,7 @@ init_from = "out/reviews_text"
 out_dir = "out/reviews"
 
 block_size = 256  # as the checkpoint's
-batch_size, gradient_accumulation_steps = 32, 1
+batch_size, gradient_accumulation_steps = 24, 1
 max_iters = 500
 optimizer = "muon"
 muon_lr, muon_momentum = 0.002, 0.95

@@ -5,7 +5,7 @@ init_from = "out/reviews_text"
 out_dir = "out/reviews_frozen"
 
 block_size = 256  # as the checkpoint's
-batch_size, gradient_accumulation_steps = 32, 1
+batch_size, gradient_accumulation_steps = 24, 1
 max_iters = 500
 optimizer = "muon"
 muon_lr, muon_momentum = 0.002, 0.95

@@ -1,4 +1,4 @@
-# python prepare_reviews.py --input=reviews.csv --vocab_from=out/reviews_text --length=128 \
+# python prepare_reviews.py --input=reviews.csv --vocab_from=out/reviews_text \
 #     --masked=False --name=reviews_unmasked
 # python train.py config/reviews_unmasked.py
 # As reviews.py, but the label is asked after padding to the full length.
@@ -7,7 +7,7 @@ init_from = "out/reviews_text"
 out_dir = "out/reviews_unmasked"
 
 block_size = 256  # as the checkpoint's
-batch_size, gradient_accumulation_steps = 32, 1
+batch_size, gradient_accumulation_steps = 24, 1
 max_iters = 500
 optimizer = "muon"
 muon_lr, muon_momentum = 0.002, 0.95
