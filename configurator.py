@@ -1,13 +1,8 @@
 """Settings: a script's own names <- config files <- --key=value, later wins.
 
-A script assigns its settings at its top, one a line, each with a comment, and then says
+A script assigns its settings at its top, one per line, each with a comment, and then says
 
     globals().update(configure(__file__))
-
-after which all of these work, `-` and `_` being the same:
-
-    python train.py config/gpt2.py --batch_size=8 --eval-only --out_dir out/mine
-    python train.py --help
 
 A setting's type is that of its default; `Literal["a", "b"]` as its annotation lists choices.
 """
@@ -16,38 +11,32 @@ import ast
 import contextlib
 import difflib
 import gc
+import glob
 import inspect
 import os
 import runpy
+import signal
 import sys
 import tokenize
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any
 
-from core import UserError
+from core import UserError, print_user_error
 
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-# What a number must satisfy beyond its type. A name means the same in every script.
+ROOT = os.path.dirname(os.path.abspath(__file__))
+KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
+# What numbers of these names must satisfy, in every script; all others must not be negative.
 RANGES = {
     "at least 1": (
         lambda v: v >= 1,
         "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd num_samples "
-        "eval_iters log_interval prompt_tokens min_freq row_length length symbols held_out "
-        "problems",
-    ),
-    "at least 0": (
-        lambda v: v >= 0,
-        "max_iters eval_interval warmup_iters warmup_tokens lr_decay_iters ramp_iters min_lr "
-        "max_new_tokens weight_decay grad_clip logit_softcap peak_tflops temperature top_k seed "
-        "smear window loss_chunk updates new_tokens shards limit val_share",
+        "eval_iters log_interval prompt_tokens min_freq row_length length symbols",
     ),
     "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty rotary_base"),
-    "at least 0 and below 1": (
-        lambda v: 0 <= v < 1,
-        "beta1 beta2 muon_momentum dropout min_p smooth",
-    ),
+    "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p"),
     "above 0 and at most 1": (lambda v: 0 < v <= 1, "top_p warmdown"),
+    "at least 0": (lambda v: v >= 0, ""),
 }
 
 
@@ -61,16 +50,14 @@ class Setting:
     choices: tuple = ()
 
     def __post_init__(self):
-        in_words = (words for words, (_, names) in RANGES.items() if self.name in names.split())
-        self.range = next(in_words, "")
         self.is_flag = isinstance(self.default, bool) or True in self.choices
-        self.accepted = f"{KINDS[type(self.default)]} {self.range}".strip()
+        self.accepted, self.in_range = KINDS[type(self.default)], lambda value: True
         if self.choices:
-            self.restrict(self.choices)
-
-    def restrict(self, choices: tuple) -> None:
-        self.choices = choices
-        self.accepted = f"one of {', '.join(str(c) for c in choices if c != '')}"
+            self.accepted = "one of " + ", ".join(str(c) for c in self.choices if c != "")
+        elif type(self.default) in (int, float):
+            named = (words for words, (_, names) in RANGES.items() if self.name in names.split())
+            words = next(named, "at least 0")
+            self.accepted, self.in_range = f"{self.accepted} {words}", RANGES[words][0]
 
     def check(self, value, source: str):
         """`value` as the setting's own type, or a UserError that says what is accepted."""
@@ -79,8 +66,7 @@ class Setting:
         if self.choices:  # by type as well, since True == 1
             good = any(value == c and type(value) is type(c) for c in self.choices)
         else:
-            good = type(value) is type(self.default)
-            good = good and (not self.range or RANGES[self.range][0](value))
+            good = type(value) is type(self.default) and self.in_range(value)
         if not good:
             raise UserError(f"{source}: {self.name}={value!r} is not accepted: {self.accepted}.")
         return value
@@ -94,40 +80,23 @@ class Setting:
         return self.check(value, "command line")
 
 
-def configure(
-    script: str,
-    *also: str | type,
-    presets: dict[str, dict[str, dict]] | None = None,
-    words: list[str] | None = None,
-    argv: list[str] | None = None,
-) -> dict:
+def configure(script: str, *also: str | type, words: list | None = None, argv=None) -> dict:
     """The script's settings, name -> value, after the command line's config files and options.
 
-    script: the path of the script, whose settings are the plain values that it assigns before it
-        calls this function.
-    also: where more settings stand: another script beside this one, or a dataclass, of which they
-        are the fields with a default. What the script sets itself goes first.
-    presets: setting -> value -> the settings that it stands for, {"model": {"gpt2-xl": {...}}}.
-    words: a list to which what is neither an option nor a .py file is added, if it is to be taken.
-    argv: the arguments, by default the process's. `--help` prints all settings and exits.
-    Raises UserError for a wrong key, type, value or file.
+    script: its path. also: where more settings stand: another script of the repository, or a
+    dataclass, whose fields with a default they are; what the script sets itself comes first.
+    words: a list that gets the arguments that are neither an option nor a .py file, if accepted.
+    UserError for a wrong key, type, value or file.
     """
-    sys.excepthook = say_in_one_sentence
-    gc.freeze()  # imports stay: not looked at again, they let a script end 0.3 s sooner or more
-    folder = os.path.dirname(os.path.abspath(script))
-    settings: dict[str, Setting] = {}
-    for source in (script, *also):
-        is_script = isinstance(source, str)
-        found = of_script(os.path.join(folder, source)) if is_script else of_class(source)
-        settings |= {name: setting for name, setting in found.items() if name not in settings}
+    sys.excepthook = print_user_error
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends a script by way of its clean-up
+    gc.freeze()  # what was imported stays: without looking at it a script ends 0.3 s sooner
+    settings = read_settings(script)
+    for source in also:
+        path_or_class = os.path.join(ROOT, source) if isinstance(source, str) else source
+        for name, setting in read_settings(path_or_class).items():
+            settings.setdefault(name, setting)
     values = {name: setting.default for name, setting in settings.items()}
-    presets = presets or {}
-    for name, known_values in presets.items():
-        settings[name].restrict(("", *known_values))
-
-    def take(name: str, value) -> None:
-        values.update({name: value, **presets.get(name, {}).get(value, {})})
-
     arguments = list(sys.argv[1:] if argv is None else argv)
     while arguments:
         argument = arguments.pop(0)
@@ -135,21 +104,26 @@ def configure(
             print_help(script, settings)
             raise SystemExit(0)
         if argument.startswith("--"):
-            take(*read_option(argument, arguments, settings))
+            name, value = read_option(argument, arguments, settings)
+            values[name] = value
         elif words is not None and not argument.endswith(".py"):
             words.append(argument)
         else:
-            read = read_config_file(argument, settings, values)
-            for name in sorted(read, key=lambda name: name not in presets):
-                take(name, read[name])  # what a preset stands for may be set beside it
+            values |= read_config_file(argument, settings, values)
     return values
 
 
+def pick(cls: type, settings: dict) -> dict:
+    """The fields of a dataclass that are among the settings, name -> value."""
+    return {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
+
+
 def read_option(argument: str, following: list[str], settings: dict[str, Setting]) -> tuple:
-    """The setting's name and value of --key=value, --flag or --key; the value of the last, which
-    the flag may have too, is taken from the arguments that follow."""
+    """Name and value of --key=value, --flag or --key VALUE; `following` loses a VALUE taken."""
     key, equals, text = argument[2:].partition("=")
-    setting = known(key.replace("-", "_"), settings, "command line", argument)
+    key = key.replace("-", "_")
+    longer = [name for name in settings if name.startswith(key)]
+    setting = find_setting(longer[0] if len(longer) == 1 else key, settings, "command line")
     if equals:
         return setting.name, setting.parse(text)
     if setting.is_flag:
@@ -163,91 +137,60 @@ def read_option(argument: str, following: list[str], settings: dict[str, Setting
     raise UserError(f"command line: {argument} needs a value: {setting.accepted}.")
 
 
-def of_script(path: str) -> dict[str, Setting]:
-    """Every plain value assigned at the top of a script before it calls `configure`."""
-    with tokenize.open(path) as source:
-        statements = ast.parse(source.read()).body
-    comments, found = read_comments(path), {}
-    for statement in statements:
+def read_settings(source: str | type) -> dict[str, Setting]:
+    """The plain values in the body of a dataclass, or at the top of a script before `configure`."""
+    path = source if isinstance(source, str) else inspect.getfile(source)
+    with tokenize.open(path) as file:
+        text = file.read()
+    body, lines, found = ast.parse(text).body, text.splitlines(), {}
+    if isinstance(source, type):
+        body = next(node.body for node in body if getattr(node, "name", "") == source.__name__)
+    for statement in body:
         if "configure(" in ast.unparse(statement):
             break
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or not statement.value:
             continue
         target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-        choices = ()
-        with contextlib.suppress(NameError):  # of what is not a plain value
-            value = evaluate(statement.value, path)
-            if isinstance(statement, ast.AnnAssign):
-                choices = get_args(evaluate(statement.annotation, path))
-            if isinstance(target, ast.Name) and type(value) in KINDS and target.id[0] != "_":
-                found[target.id] = Setting(target.id, value, comments.get(target.id, ""), choices)
+        comment, choices = lines[statement.lineno - 1].partition("  # ")[2], ()
+        with contextlib.suppress(ValueError):  # not a plain value
+            default = ast.literal_eval(statement.value)
+            if isinstance(getattr(statement, "annotation", None), ast.Subscript):  # Literal["a"]
+                choices = ast.literal_eval(statement.annotation.slice)
+            if comment:
+                found[target.id] = Setting(target.id, default, comment, choices)
     return found
 
 
-def evaluate(expression: ast.expr, path: str):
-    """A value or annotation in a script of this repository; arithmetic such as 5 * 8 may be in it.
-
-    No name is known but Literal: whatever uses another is no plain value and raises NameError.
-    """
-    code = compile(ast.Expression(expression), path, "eval")
-    return eval(code, {"__builtins__": {}, "Literal": Literal})
-
-
-def of_class(cls: type) -> dict[str, Setting]:
-    """Each field of a dataclass that has a default."""
-    comments = read_comments(inspect.getfile(cls))
-    return {
-        f.name: Setting(f.name, f.default, comments.get(f.name, ""), get_args(f.type))
-        for f in fields(cls)
-        if f.default is not MISSING
-    }
-
-
-def read_comments(path: str) -> dict[str, str]:
-    """name -> comment, for each line `name = value  # comment` or `name: type = value  # ...`."""
-    comments: dict[str, str] = {}
-    with tokenize.open(path) as source:
-        for token in tokenize.generate_tokens(source.readline):
-            head = token.line.split("=")[0].split(":")[0].strip()
-            if token.type == tokenize.COMMENT and head.isidentifier():
-                comments.setdefault(head, token.string.lstrip("# "))
-    return comments
-
-
 def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> dict:
-    """What a Python file assigns, run in a namespace of its own that starts with `values`."""
+    """What a Python file changes, run in a namespace of its own that starts with `values`."""
     # nanoGPT's config/train_NAME.py trains what config/NAME.py trains here
     plain = os.path.join(os.path.dirname(path), os.path.basename(path).removeprefix("train_"))
-    path = plain if os.path.isfile(plain) and not os.path.isfile(path) else path
+    path = path if os.path.isfile(path) or not os.path.isfile(plain) else plain
     if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "config"
-        there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        near = difflib.get_close_matches(os.path.basename(path), there, n=1, cutoff=0)
-        hint = f"; the nearest is {os.path.join(folder, near[0])}" if near else ""
+        there = glob.glob(os.path.join(os.path.dirname(path) or "config", "*.py"))
+        near = difflib.get_close_matches(path, there, n=1, cutoff=0)
+        hint = f"; the nearest is {near[0]}" if near else ""
         raise UserError(f"no config file {path}{hint}. An option is written --key=value.")
     try:
         names = runpy.run_path(path, init_globals=values)
-        with tokenize.open(path) as source:
-            nodes = list(ast.walk(ast.parse(source.read())))
-        assigned = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     except Exception as error:
         raise UserError(f"config file {path} fails: {type(error).__name__}: {error}.") from error
-    return {
-        name: known(name, settings, path, f"{name} = {value!r}").check(value, path)
-        for name, value in names.items()
-        if not name.startswith("_")
-        and not isinstance(value, ModuleType)
-        and (name in assigned or name not in values or value != values[name])
-    }
+    changed = {}
+    for name, value in names.items():
+        if name.startswith("_") or isinstance(value, ModuleType):
+            continue
+        if name not in values or value is not values[name]:
+            changed[name] = find_setting(name, settings, path).check(value, path)
+    return changed
 
 
-def known(name: str, settings: dict[str, Setting], source: str, written: str) -> Setting:
+def find_setting(name: str, settings: dict[str, Setting], source: str) -> Setting:
     if name in settings:
         return settings[name]
     near = settings[difflib.get_close_matches(name, settings, n=1, cutoff=0)[0]]
     raise UserError(
-        f"{source}: {written}: there is no setting {name}; the nearest is {near.name}, "
-        f"which takes {near.accepted}. --help lists all."
+        f"{source}: there is no setting {name}; the nearest is {near.name}, which takes "
+        f"{near.accepted}. --help lists all."
     )
 
 
@@ -258,24 +201,3 @@ def print_help(script: str, settings: dict[str, Setting]) -> None:
     for name, setting in settings.items():
         choices = f"({setting.accepted}) " if setting.choices else ""
         print(f"  --{name}={setting.default!s:<{30 - len(name)}} {choices}{setting.comment}")
-
-
-def say_in_one_sentence(kind: type[BaseException], error: BaseException, traceback) -> None:
-    """sys.excepthook: a user's mistake is a sentence and a status, a bug keeps its traceback."""
-    if issubclass(kind, BrokenPipeError):  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141)
-    if issubclass(kind, KeyboardInterrupt):
-        sentence, status = "interrupted", 130
-    elif issubclass(kind, UserError):
-        sentence, status = str(error), 2
-    elif kind.__name__ == "OutOfMemoryError":
-        sentence, status = f"out of GPU memory: lower --batch_size or --block_size. {error}", 2
-    else:
-        sys.__excepthook__(kind, error, traceback)
-        return
-    rank = os.environ.get("RANK", "0")
-    who = os.path.basename(sys.argv[0]) + (f" [rank {rank}]" if rank != "0" else "")
-    # torch.distributed's own hook, around this one, would swallow what goes to sys.stderr
-    print(f"{who}: {sentence}", file=sys.__stderr__)
-    raise SystemExit(status)

@@ -2,13 +2,11 @@
 
     python prepare_shakespeare.py
     python prepare_shakespeare.py --tokenizer=gpt2
-    python prepare_shakespeare.py --input=my_copy.txt
+    python prepare_shakespeare.py --input=any_text.txt
 
-Without a network and without --input it takes English text that comes with Python instead, says
-so loudly, and the next run that can download replaces it.
+The download is kept beside the dataset, as input.txt. Without a network give any text as --input.
 """
 
-import hashlib
 import os
 from typing import Literal
 
@@ -16,8 +14,8 @@ from tqdm import tqdm
 
 from configurator import configure
 from core import UserError
-from core.dataset import Writer, read_meta
-from core.download import NoNetwork, fetch
+from core.dataset import Writer
+from core.download import download
 from core.tokenizer import CharTokenizer, GPT2Tokenizer
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -31,45 +29,25 @@ sha256 = (  # what must arrive, "" = anything
 )
 globals().update(configure(__file__))
 
-# ---- the text: --input, an earlier download, the network, or what Python carries -----------------
+# ---- the text ------------------------------------------------------------------------------------
 folder = os.path.join("data", "shakespeare_char" if tokenizer == "char" else "shakespeare")
 path = input or os.path.join(folder, "input.txt")
-fallback = False
-if input and not os.path.isfile(input):
-    raise UserError(f"--input={input}: there is no such file.")
 if not input and not os.path.exists(path):
+    download(url, path, sha256, progress=tqdm)
+with open(path, encoding="utf-8") as file:
     try:
-        fetch(url, path, sha256 or None, progress=tqdm)
-    except NoNetwork as error:
-        if os.path.exists(os.path.join(folder, "train.bin")):
-            print(f"{error} {folder} stays as it is: {read_meta(folder)['source']['name']}.")
-            raise SystemExit(0) from None
-        fallback = True
-        print(
-            f"\n*** {error}\n*** NOT SHAKESPEARE: taking the language reference that comes with "
-            "Python instead.\n*** Run again with a network, or give a text with --input=FILE.\n"
-        )
-if fallback:
-    from pydoc_data.topics import topics
-
-    text, source = "\n".join(topics[key] for key in sorted(topics)), "Python's language reference"
-else:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = file.read()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}).") from None
-    source = os.path.basename(input) if input else url
 if len(text) < 2:
     raise UserError(f"{path} is empty: nothing to train on.")
 
 # ---- the tokens: the first 90% of the characters train, the rest validate, as in nanoGPT ---------
 coder = CharTokenizer.from_text(text) if tokenizer == "char" else GPT2Tokenizer()
-digest = hashlib.sha256(text.encode()).hexdigest()
-with Writer(folder, coder, {"name": source, "sha256": digest, "fallback": fallback}) as writer:
-    cut = int(len(text) * 0.9)
+cut = int(len(text) * 0.9)
+with Writer(folder, coder, {"name": os.path.basename(input) or url}) as writer:
     for split, part in (("train", text[:cut]), ("val", text[cut:])):
-        writer.append(split, coder.encode(part))
+        writer.append(split, coder.encode(part), num_bytes=len(part.encode()))
 for split, count in writer.counts.items():
     print(f"{os.path.join(folder, split)}.bin: {count:,} tokens")
-print(f"{coder.vocab_size:,} tokens in the vocabulary; the text is {source}")
+print(f"{coder.vocab_size:,} tokens in the vocabulary")

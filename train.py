@@ -13,327 +13,231 @@ Several machines, here the first of two at 10.0.0.1 (the other says --node_rank=
 
 import math
 import os
-import platform
-import time
-from dataclasses import fields
-from datetime import timedelta
 from typing import Literal
 
 import torch
-from tqdm import tqdm
+from torch.nn import functional as F
 
-from configurator import configure
-from core import UserError, checkpoint, log, runtime
-from core.batches import Batches, share_rows
+from configurator import configure, pick
+from core import checkpoint, distributed
+from core.batches import Batches, fold_in, split_batch
 from core.dataset import ensure_prepared
-from core.optimizer import build_optimizers, lr_factor, set_lr, update
-from model import GPT, SIZES, GPTConfig, cross_entropy
+from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
+from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
+from core.gpt2 import SIZES
+from core.log import RunLog, check_finite, opening_report
+from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
+from model import GPT, GPTConfig
 
-# ---- settings: a config file and --key=value override them; the model's stand in GPTConfig -------
+# ---- settings: a config file and --key=value override them; the model's are in GPTConfig ---------
 # data
 dataset = "openwebtext"  # the folder under data/ to train on
 prepare = ""  # the command that makes it when it is missing, such as prepare_shakespeare.py
 # the model, besides the fields of GPTConfig
-model = ""  # its size by name: n_layer, n_head and n_embd of gpt2-medium, gpt-nano, gpt3-xl, ...
+model_type = ""  # gpt2, gpt2-xl, gpt-mini, ...: replaces n_layer, n_head and n_embd
+train_only = ""  # names of the parameters to train, such as "transformer.h.3.*,lm_head.*"; "" = all
 # run
 out_dir = "out/gpt2"  # where ckpt.pt (latest), best.pt (lowest validation loss) and log.jsonl go
 init_from = "scratch"  # scratch, resume, auto (resume, if it can), gpt2, gpt2-xl, ... or a path
-max_iters = 600000  # updates in all
-eval_interval = 2000  # updates between evaluations, 0 = only after the last
+max_iters = 600000  # steps in all
+eval_interval = 2000  # steps between evaluations, 0 = only after the last
 eval_iters = 200  # an evaluation takes the whole split or this many batches, whichever is less
-freeze = False  # train only the last block, the last norm and the rows of a dataset's labels
-eval_only = False  # evaluate once, over the whole validation split, and stop
-always_save_checkpoint = True  # save at every evaluation, or only where it is the best so far
-log_interval = 10  # updates between training lines
+eval_only = False  # evaluate once, on the whole validation split, and stop
+always_save_checkpoint = True  # save at every evaluation, or only at the best so far
+log_interval = 10  # steps between training lines
 seed = 1337  # of the weights, the order of the data, and dropout
 # batch
-gradient_accumulation_steps = 5 * 8  # the global batch is this many times batch_size rows, ...
-batch_size = 12  # ... which the processes share, computing at most batch_size at once each
-ramp_iters = 0  # updates over which the global batch grows from a sixteenth to its full size
+gradient_accumulation_steps = 40  # the global batch is this many times batch_size sequences, ...
+batch_size = 12  # ... which the processes share; each computes at most batch_size at once
+ramp_iters = 0  # steps over which the global batch grows from a sixteenth to its full size
 # optimizer
 optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, adamw for the rest
 learning_rate = 6e-4  # AdamW's at its peak
 muon_lr = 0.02  # Muon's at its peak; both follow one schedule
-muon_momentum = 0.95  # share of the past in Muon's average of gradients; less for a short run
+muon_momentum = 0.95  # weight of the past in Muon's mean of gradients; lower for a short run
 weight_decay = 0.1  # of matrices and embeddings
-beta1 = 0.9  # AdamW's memory of the gradient
-beta2 = 0.95  # AdamW's memory of its square; nearer 1 where a batch has few tokens
+beta1 = 0.9  # AdamW's for the mean of gradients
+beta2 = 0.95  # AdamW's for the mean of their squares; nearer 1 where a batch has few tokens
 grad_clip = 1.0  # largest norm of the gradient, 0 = no limit
 # learning-rate schedule
 decay_lr = True  # False is lr_schedule=constant without warm-up
-lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"  # shape after the warm-up
-warmup_iters = 2000  # updates of linear warm-up
+lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"  # its shape after the warm-up
+warmup_iters = 2000  # steps of linear warm-up
 warmup_tokens = 0  # the same in tokens; 0 = warmup_iters says it
-lr_decay_iters = 0  # the update at which min_lr is reached, 0 = max_iters
+lr_decay_iters = 0  # the step at which min_lr is reached, 0 = max_iters
 min_lr = 6e-5  # learning_rate at the end; muon_lr falls by the same factor
-warmdown = 0.4  # share of the run over which lr_schedule=linear falls
+warmdown = 0.4  # fraction of the run over which lr_schedule=linear falls
 # machine
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
 compile: Literal["auto", True, False] = "auto"  # torch.compile; auto = if the run is long enough
-deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto = on the CPU
+deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto = on a CPU
 backend = "auto"  # of torch.distributed: auto, nccl, gloo
 peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
-# logging elsewhere
-wandb_log = False  # to Weights & Biases, besides log.jsonl
+# trackers
+wandb_log = False  # log to Weights & Biases too
 wandb_project = "folioGPT"  # its project
 wandb_run_name = "gpt2"  # its run
-tensorboard_log = False  # to TensorBoard's files in out_dir
-config = configure(__file__, GPTConfig, presets={"model": SIZES})
-globals().update(config)
+tensorboard_log = False  # write TensorBoard's files to out_dir too
+settings = configure(__file__, GPTConfig)
+globals().update(settings)
 
-# ---- set-up --------------------------------------------------------------------------------------
-run = runtime.start(device, backend)
-say = run.print
+# ---- set-up: device, data, model, optimizers -----------------------------------------------------
+device = choose_device(device, deterministic)
+distributed.init(device, backend)
 torch.manual_seed(seed)
+matmul_dtype = choose_dtype(dtype, device)
+amp = autocast(device, matmul_dtype)
+scaler = torch.amp.GradScaler(device.type, enabled=matmul_dtype == torch.float16)
 
-batch_rows, micro_rows = share_rows(gradient_accumulation_steps, batch_size, run.world_size)
-
-# where to start: a checkpoint brings the model's shape; dropout and the like are free
-latest, best = (os.path.join(out_dir, name) for name in (checkpoint.LATEST, checkpoint.BEST))
-log_path = os.path.join(out_dir, "log.jsonl")
+latest, best = os.path.join(out_dir, checkpoint.LATEST), os.path.join(out_dir, checkpoint.BEST)
 if init_from == "auto":
     init_from = "resume" if os.path.exists(latest) else "scratch"
-resuming = init_from == "resume"
-loaded = None
-model_args = {f.name: config[f.name] for f in fields(GPTConfig) if f.name in config}
-if init_from != "scratch":
-    if run.local_rank == 0 and not resuming:
-        checkpoint.find(init_from, tqdm)  # which may download it
-    run.any(False)  # the others wait
-    loaded = checkpoint.load(latest if resuming else checkpoint.find(init_from))
-    rows = min(config["block_size"], loaded["model_args"]["block_size"])
-    free = {name: config[name] for name in ("dropout", "loss_chunk")}
-    saved = {**loaded["model_args"], **free, "block_size": rows}
-    for name in model_args:
-        if saved.get(name, model_args[name]) != model_args[name]:
-            say(f"model    {name}={saved[name]} as in the checkpoint, not {model_args[name]}")
-    model_args |= saved
-
 folder = os.path.join("data", dataset)
-if run.local_rank == 0:
-    ensure_prepared(folder, prepare, retry_fallback=not resuming)
-run.any(False)  # the others wait
-data = Batches(folder, model_args["block_size"], batch_rows, seed, run, ramp_iters)
-tokenizer = data.tokenizer.to_dict()
-if loaded and loaded["tokenizer"] not in (tokenizer, None):
-    if resuming or loaded["tokenizer"]["kind"] != tokenizer["kind"]:
-        raise UserError(f"{folder} has another vocabulary than the checkpoint: choose its dataset.")
-    loaded, common = checkpoint.with_vocabulary(loaded, data.tokenizer)
-    model_args["vocab_size"] = data.tokenizer.vocab_size
-    say(f"vocab    {common:,} of {data.tokenizer.vocab_size:,} tokens are the checkpoint's")
-labels = [i for name, i in data.tokenizer.special.items() if name.startswith("<label ")]
-if freeze:
-    if not labels:
-        raise UserError(f"freeze=True: {folder} has no labels, as prepare_reviews.py gives them.")
-    model_args["untied_head"] = True
-
-model_args = {"vocab_size": data.tokenizer.vocab_size, **model_args}
-model = GPT.from_weights(model_args, loaded["model"]) if loaded else GPT(GPTConfig(**model_args))
-model.to(run.device)
-model.few_graded = data.answers
-if freeze:
-    model.freeze(labels)
-matmul_dtype = runtime.choose_dtype(dtype, run.device)
-autocast = runtime.autocast(run.device, matmul_dtype)
-betas = beta1, beta2
-muon = muon_lr, muon_momentum
-decay = 0.0 if freeze else weight_decay  # which would reach frozen rows of the head
-optimizers = build_optimizers(model, optimizer, learning_rate, betas, *muon, decay, matmul_dtype)
-scaler = torch.amp.GradScaler(run.device.type, enabled=matmul_dtype == torch.float16)
+tokenizer = ensure_prepared(folder, prepare)
+if model_type:
+    settings["n_layer"], settings["n_head"], settings["n_embd"] = SIZES[model_type]
+config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
+model, resumed = checkpoint.start_model(GPT, config, init_from, latest, tokenizer)
+model.to(device)
+select_trainable(model, train_only)
+batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
+data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
+optimizers = build_optimizers(model, settings, matmul_dtype)
 start_step, best_val_loss = 0, math.inf
-if resuming:
-    start_step, best_val_loss = loaded["step"], loaded["best_val_loss"]
-    if len(loaded["optimizers"]) != len(optimizers):
-        raise UserError(f"{latest} was not trained with --optimizer={optimizer}: use the other.")
-    for o, saved in zip(optimizers, loaded["optimizers"], strict=True):
-        # moments are the checkpoint's, learning rates and the like those of the settings
-        o.load_state_dict({**saved, "param_groups": o.state_dict()["param_groups"]})
-    scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
-loaded = None
+if resumed:
+    start_step, best_val_loss = resumed["step"], resumed["best_val_loss"]
+    checkpoint.restore_optimizers(resumed, optimizers, scaler)
 
-step_tokens, token_flops = batch_rows * data.T, model.flops_per_token()
-peak = runtime.peak_flops(run.device, peak_tflops)
-rows_to_do = max(0, data.rows_before(max_iters) - data.rows_before(start_step))
-to_do = token_flops * rows_to_do * data.T / run.world_size
-compiled = runtime.compile_pays(run.device, to_do) if compile == "auto" else compile
-facts = {
-    "device": runtime.device_name(run.device),
-    "world_size": run.world_size,
-    "parameters": sum(p.numel() for p in model.parameters()),
-    "source": data.meta["source"],
-    "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    "start_step": start_step,
-}
-shape = model.config
-sizes = " + ".join(f"{split.length:,} {name}" for name, split in data.splits.items())
-dtype_name, way = str(matmul_dtype).removeprefix("torch."), "compiled" if compiled else "eager"
-say(f"device   {run.world_size} x {facts['device']}, products in {dtype_name}, {way}")
-say(f"data     {folder}: {sizes} tokens of {data.meta['source']['name']}")
-say(
-    f"model    {facts['parameters']:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
-    f"{shape.n_embd} wide, context {shape.block_size}, vocabulary {shape.vocab_size}"
-)
-say(
-    f"batch    {step_tokens:,} tokens an update = {run.world_size} (processes) x "
-    f"{batch_rows // run.world_size // micro_rows} (micro-batches) x {micro_rows} (rows) x "
-    f"{data.T} (tokens)"
-)
-say(f"run      {out_dir}: updates {start_step} to {max_iters}, {optimizer}, {lr_schedule}")
-
-whole = micro_rows if compiled else 1  # a compiler likes micro-batches of one shape
-x, y = data.batch("train", start_step, whole)
-runtime.set_deterministic(deterministic, run.device, compiled)
+steps_left = data.full_batches(max_iters) - data.full_batches(start_step)
+flops = model.flops_per_token() * steps_left * batch * data.T / WORLD_SIZE
+compiled = should_compile(compile, device, flops)
+how = f"matmul dtype {str(matmul_dtype)[6:]}, {'compiled' if compiled else 'eager'}"
+facts = opening_report(settings, model, data, optimizers, how)
+print0(f"run      {out_dir}: steps {start_step} to {max_iters}")
+multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
+x, y = data.batch("train", start_step, multiple)
 if compiled:
-    say("compile  a minute or so ...")
-    say(f"compile  {runtime.compile_model(model, x[:micro_rows], y[:micro_rows], autocast)}")
-net = run.parallel(model)
-
-writes = run.rank == 0 and not eval_only
-if writes:
-    if resuming:
-        log.rewind(log_path, start_step)
-    elif aside := checkpoint.set_aside(out_dir):
-        say(f"run      the earlier run in {out_dir} is kept as {aside}")
-    log.append(log_path, {"config": config, "model_args": model_args, **facts})
-trackers = log.trackers(config, model_args) if writes else []
+    compile_model(model, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
+net = distributed.parallel(model)  # under torchrun, DDP around the model
+run_log = RunLog(settings, facts, model, data, start_step, resumed is not None)
+resumed = None  # its tensors are not needed any more
 
 
-# ---- work ----------------------------------------------------------------------------------------
-def write(record: dict) -> None:
-    if writes:
-        log.append(log_path, record)
-    for track in trackers:
-        track(record)
-
-
+# ---- evaluation and saving -----------------------------------------------------------------------
 @torch.inference_mode()
-def evaluate(split: str) -> tuple[float, float | None] | None:
-    """Mean loss of a split; where its rows ask for answers also the share of those that are right,
-    all graded tokens being the argmax. None when a signal came meanwhile: whoever sent it won't
-    wait for long."""
-    sums, rows = [], eval_iters * batch_size
-    if split == "train":  # it only shows how far the two lie apart: a quarter of the rows will do
-        rows = -(-rows // 4)
-    elif eval_only:
-        rows = data.splits[split].length
-    model.eval()
-    for xs, ys in data.evaluation(split, rows, micro_rows):
-        graded, right = ys >= 0, torch.zeros(())
-        with autocast:
-            if data.answers:  # one pass gives both
-                logits, wanted = model.head(model.hidden(xs)[graded]), ys[graded]
-                loss, wrong = cross_entropy(logits, wanted), torch.zeros_like(graded)
-                wrong[graded] = logits.argmax(-1) != wanted
-                right = (graded.any(1) & ~wrong.any(1)).sum()
+def split_loss(split: str, limit: int) -> tuple[float, float]:
+    """Mean loss over the targets of a split, and the fraction of its examples that are correct:
+    every target is the likeliest token. A signal cuts it short."""
+    sums = []
+    for xs, ys in data.evaluation(split, limit, micro_batch):
+        is_target, wrong = ys >= 0, torch.zeros_like(ys, dtype=torch.bool)
+        with amp:
+            if data.has_answers:
+                logits, targets = model.logits(model.hidden(xs)[is_target]), ys[is_target]
+                loss = F.cross_entropy(logits, targets, reduction="sum")
+                wrong[is_target] = logits.argmax(-1) != targets
             else:
-                loss = model(xs, ys, "sum")
-        sums.append([loss, graded.sum(), right, graded.any(1).sum()])
-        if run.any(bool(caught)):
-            return None
+                loss = model(xs, ys, reduction="sum")
+        is_example = is_target.any(1)
+        correct = (is_example & ~wrong.any(1)).sum()
+        sums.append(torch.stack([loss, is_target.sum(), correct, is_example.sum()]))
+        if any_rank(bool(caught)):
+            break
+    loss, targets, correct, examples = all_reduce_sum(*torch.stack(sums).cpu().double().sum(0))
+    return loss / targets, correct / examples
+
+
+def evaluate() -> dict[str, float]:
+    limit = eval_iters * batch_size
+    model.eval()
+    train_loss, _ = split_loss("train", math.ceil(limit / 4))  # only to show the gap
+    val_loss, accuracy = split_loss("val", data.splits["val"].length if eval_only else limit)
     model.train()
-    columns = zip(*sums, strict=True)
-    loss, tokens, right, rows = run.sum(*(torch.stack(column).sum() for column in columns))
-    return loss / tokens, right / rows if data.answers else None
+    figures = {"train_loss": train_loss, "val_loss": val_loss}
+    if data.has_answers:
+        figures["val_accuracy"] = accuracy
+    if eval_only:
+        figures["perplexity"] = math.exp(val_loss)
+        if num_bytes := data.meta.get("val_bytes"):
+            num_tokens = data.splits["val"].length
+            figures["bits_per_byte"] = val_loss / math.log(2) * num_tokens / num_bytes
+    return figures
 
 
 def save(path: str, step: int) -> None:
-    """What resuming needs and what sampling needs, after `step` updates."""
+    """What resuming needs and what sampling needs, after `step` steps."""
     state = {
         "model": model.state_dict(),
-        "model_args": model_args,
-        "tokenizer": tokenizer,
-        "task": data.meta.get("task"),
-        "optimizers": [o.state_dict() for o in optimizers],
+        "model_args": vars(model.config),
+        "tokenizer": tokenizer.to_dict(),
+        "task": data.meta["task"],
+        "optimizers": {kind: o.state_dict() for kind, o in optimizers.items()},
         "scaler": scaler.state_dict(),
         "step": step,
         "best_val_loss": best_val_loss,
-        "config": config,
+        "config": settings,
     }
     checkpoint.save(state, path)
 
 
-def demand_finite(what: str, *values: float) -> None:
-    if not all(map(math.isfinite, values)):
-        raise UserError(
-            f"{what} is {values}: training has diverged; lower --learning_rate or --muon_lr, or "
-            f"raise --warmup_iters. The last good checkpoint, if any, stays in {out_dir}."
-        )
-
-
-caught = runtime.catch_signals()
-
-
-def in_full_batches(step: int) -> float:
-    """The schedule goes by tokens: it counts `step` updates as so many of the full batch."""
-    return data.rows_before(step) / batch_rows
-
-
-lr_warmup = warmup_tokens / step_tokens if warmup_tokens else in_full_batches(warmup_iters)
-lr_end, lr_floor = in_full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
-clock, clocked = time.perf_counter(), start_step
+# ---- the loop ------------------------------------------------------------------------------------
+caught = distributed.catch_signals()
+# schedules count full batches, so that a batch that grows warms up over as many tokens
+lr_warmup = warmup_tokens / (batch * data.T) if warmup_tokens else data.full_batches(warmup_iters)
+lr_end, lr_floor = data.full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
 for step in range(start_step, max_iters + 1):
-    at_interval = eval_interval and step % eval_interval == 0
-    if at_interval or step == max_iters or eval_only:
-        paused = time.perf_counter()
-        train, val = evaluate("train"), evaluate("val")
-        if train and val:
-            (train_loss, _), (val_loss, val_accuracy) = train, val
-            demand_finite(f"the validation loss after {step} updates", val_loss)
-            figures = {"train_loss": train_loss, "val_loss": val_loss}
-            figures |= {"val_accuracy": val_accuracy} if data.answers else {}
-            if eval_only:
-                figures |= {"perplexity": math.exp(val_loss)}
-            if eval_only and not data.masked:
-                figures |= {"bits_per_byte": val_loss / math.log(2) / data.bytes_per_token("val")}
-            say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-            write({"step": step, **figures})
-            is_best, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
-            due = step > start_step and (is_best or always_save_checkpoint)
-            if writes and (due or step == max_iters):
-                save(latest, step)
-            if writes and due and is_best:
-                save(best, step)
-        clock += time.perf_counter() - paused
-    if step == max_iters or eval_only or run.any(bool(caught)):
+    is_last = step == max_iters or eval_only
+    if is_last or (eval_interval and step % eval_interval == 0):
+        with run_log.paused():
+            figures = evaluate()
+            if not any_rank(bool(caught)):
+                check_finite(f"the validation loss after {step} steps", figures["val_loss"])
+                run_log.evaluation(step, figures)
+                is_best = figures["val_loss"] < best_val_loss
+                best_val_loss = min(figures["val_loss"], best_val_loss)
+                is_due = step > start_step and (is_best or always_save_checkpoint)
+                if run_log.writes and (is_due or is_last):
+                    save(latest, step)
+                if run_log.writes and is_due and is_best:
+                    save(best, step)
+    if is_last or any_rank(bool(caught)):
         break
 
-    at = in_full_batches(step)
-    factor = lr_factor(lr_schedule, at, lr_warmup, lr_end, lr_floor, warmdown)
-    factor = factor if decay_lr else 1.0
+    factor = 1.0
+    if decay_lr:
+        now = data.full_batches(step)
+        factor = lr_factor(lr_schedule, now, lr_warmup, lr_end, lr_floor, warmdown)
     set_lr(optimizers, factor)
-    torch.manual_seed(runtime.seed_at(seed, step, run.rank))  # of dropout
-    micro_batches = list(zip(x.split(micro_rows), y.split(micro_rows), strict=True))
-    graded = data.graded(y, step)
-    loss, grad_norm = update(net, optimizers, scaler, autocast, micro_batches, graded, grad_clip)
-    x, y = data.batch("train", step + 1, whole)  # copied to a GPU while it computes
+    torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
+    num_targets, total_loss = data.num_targets(y, step), torch.zeros((), device=device)
+    micro_batches = list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))
+    for i, (xs, ys) in enumerate(micro_batches, start=1):
+        net.require_backward_grad_sync = i == len(micro_batches)  # DDP: ranks meet once per step
+        with amp:
+            loss = net(xs, ys, reduction="sum", sparse=data.has_answers) / num_targets
+        scaler.scale(loss * WORLD_SIZE).backward()  # DDP takes the mean over the ranks
+        total_loss += loss.detach()
+    for o in optimizers.values():
+        scaler.unscale_(o)
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    for o in optimizers.values():
+        scaler.step(o)
+    scaler.update()
+    model.zero_grad(set_to_none=True)
+    x, y = data.batch("train", step + 1, multiple)  # copied to a GPU while it computes
 
-    done = step + 1
-    if done % log_interval == 0 or done in (1, max_iters):
-        batch_loss = run.sum(loss)[0]
-        demand_finite(f"the loss of update {done}", batch_loss)
-        now = time.perf_counter()
-        seconds, tokens = (now - clock) / (done - clocked), data.rows_before(done) * data.T
-        speed = (tokens - data.rows_before(clocked) * data.T) / (now - clock)
-        mfu = token_flops * speed / (peak * run.world_size) if peak else None
-        clock, clocked, lr = now, done, learning_rate * factor
-        left = timedelta(seconds=round(seconds * (max_iters - done)))
-        say(
-            f"step {done}/{max_iters}  loss {batch_loss:.4f}  lr {lr:.2e}  {seconds * 1e3:.1f} ms  "
-            f"{speed:,.0f} tokens/s  mfu {f'{mfu:.1%}' if mfu else 'unknown'}  {left} left"
-        )
-        record = {"step": done, "loss": batch_loss, "lr": lr, "grad_norm": grad_norm.item()}
-        speeds = {"ms": seconds * 1e3, "tokens_per_s": speed, "mfu": mfu}
-        write({**record, **speeds, "tokens": tokens})
+    if (step + 1) % log_interval == 0 or step + 1 in (1, max_iters):
+        run_log.training(step + 1, total_loss, learning_rate * factor, grad_norm)
 
 if start_step > max_iters:
-    say(f"nothing to do: {start_step} updates are done, more than --max_iters={max_iters}")
-elif run.any(bool(caught)):
-    if writes and step > start_step:
+    print0(f"nothing to do: {start_step} steps are done, more than --max_iters={max_iters}")
+elif any_rank(bool(caught)):
+    if run_log.writes and step > start_step:
         norm = 0.0 if scaler.is_enabled() else grad_norm.item()  # fp16 overflows now and then
-        demand_finite("the last loss or gradient", loss.item(), norm)
+        check_finite("the last loss or gradient", total_loss.item(), norm)
         save(latest, step)
-    say(f"stopped after {step} updates; the same command with --init_from=resume goes on")
-elif writes:
-    say(f"done; python sample.py --out_dir={out_dir} shows what it has learned")
-run.leave(status=128 + caught[0] if caught else 0)
+    print0(f"stopped after {step} steps; the same command with --init_from=resume continues")
+elif run_log.writes:
+    print0(f"done; python sample.py --out_dir={out_dir} shows what it has learned")
+distributed.leave(status=128 + caught[0] if caught else 0)

@@ -1,16 +1,16 @@
-# python prepare_openwebtext.py
+# python -m projects.webtext.prepare
 # torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 # GPT-2 124M on OpenWebText, as nanoGPT reproduces it: about 4 days on 8 A100 40GB to a validation
 # loss of about 2.85 (nanoGPT's README; not measured here).
 dataset = "openwebtext"
 out_dir = "out/gpt2"
 
-# 12 rows * 1024 tokens * 40 = 491,520 tokens an update, on any number of GPUs that divides 480
+# 12 sequences * 1024 tokens * 40 = 491,520 tokens per step, on any number of GPUs that divides 480
 batch_size = 12
 block_size = 1024
 gradient_accumulation_steps = 5 * 8
 
-# 600,000 updates are 300 billion tokens
+# 600,000 steps are 300 billion tokens
 max_iters = 600000
 lr_decay_iters = 600000
 

@@ -13,7 +13,7 @@ activation = "relu2"
 bias = False
 
 batch_size, gradient_accumulation_steps = 32, 1
-ramp_iters = 30  # early gradients agree: few rows give them
+ramp_iters = 30  # early gradients agree: few sequences are enough
 max_iters = 80
 optimizer = "muon"
 muon_lr, muon_momentum = 0.03, 0.8
@@ -21,7 +21,7 @@ learning_rate, min_lr = 0.05, 0.0
 lr_schedule, warmup_iters, warmdown = "linear", 5, 0.6
 weight_decay = 0.1
 
-eval_interval = 0  # only after the last update
+eval_interval = 0  # only after the last step
 eval_iters = 60  # the whole validation split
 log_interval = 10
 compile = False  # it would take longer than the run

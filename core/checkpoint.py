@@ -1,8 +1,9 @@
-"""Checkpoints: saved atomically, loaded without running code.
+"""Checkpoints: saved atomically, loaded without running code; the model that a run starts from.
 
-    {"model": {name: tensor}, "model_args": {GPTConfig's fields}, "tokenizer": {its plain dict},
-     "task": None or what a dataset's meta.json says of it, "optimizers": [state dict, ...],
-     "scaler": {...}, "step": 2000, "best_val_loss": 1.47, "config": {every setting}}
+    {"model": {name: tensor}, "model_args": {field of GPTConfig: value}, "tokenizer": {plain dict},
+     "task": None or the dataset's own description of its examples, "step": 2000,
+     "optimizers": {"adamw": state dict, ...}, "scaler": {...}, "best_val_loss": 1.47,
+     "config": {setting: value}}
 
 nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same form.
 """
@@ -10,14 +11,19 @@ nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same 
 import itertools
 import os
 import pickle  # for the name of an error; nothing is unpickled but tensors and plain types
+from dataclasses import asdict
 from glob import glob
 
 import torch
 
-from core import UserError, huggingface
+from core import UserError, gpt2
+from core.distributed import local_rank_first, print0
+from core.kernels import pad_vocab
 from core.tokenizer import Tokenizer, from_dict
 
 LATEST, BEST = "ckpt.pt", "best.pt"
+DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
+DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}}
 
 
 def save(state: dict, path: str) -> None:
@@ -32,106 +38,152 @@ def save(state: dict, path: str) -> None:
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise UserError(f"{path} can't be written ({error}); what stood there is kept.") from error
+        raise UserError(f"{path} cannot be written ({error}); the old one is kept.") from error
 
 
-def load(path: str) -> dict:
-    """The checkpoint in a file, in the form described above, its tensors mapped from the file.
+def load(source: str) -> dict:
+    """The checkpoint that `source` names, in the form described above, and its "path".
 
-    path: of the file, or of a Hugging Face folder.
-    Raises UserError where there is none, or it is damaged, or something else altogether.
+    source: see resolve_checkpoint. The tensors are mapped from the file. Raises UserError where
+    there is no checkpoint, or it is damaged, or something else.
     """
-    if huggingface.is_folder(path):
-        return huggingface.read(path)
+    path = resolve_checkpoint(source)
+    if gpt2.is_hf_folder(path):
+        return {**DEFAULTS, **gpt2.read(path), "path": path}
     if not os.path.exists(path):
         raise UserError(f"there is no checkpoint {path}: train one, or name another by --out_dir.")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"{path} is damaged or no checkpoint at all: {reason}") from error
+        raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
     if not isinstance(loaded, dict) or not {"model", "model_args"} <= set(loaded):
-        raise UserError(f"{path} is no checkpoint of folioGPT or nanoGPT.")
-    return loaded if "tokenizer" in loaded else from_nanogpt(loaded)
+        raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
+    loaded = loaded if "tokenizer" in loaded else from_nanogpt(loaded)
+    return {**DEFAULTS, **loaded, "path": path}
+
+
+def resolve_checkpoint(source: str) -> str:
+    """The .pt file or Hugging Face folder that `source` names.
+
+    "": the newest run; a run's folder: its best checkpoint, else its latest; "gpt2" and its like:
+    the released weights, downloaded at first use; else `source` itself.
+    """
+    if not source:
+        runs = glob(os.path.join("out", "**", LATEST), recursive=True)
+        if not runs:
+            raise UserError("no checkpoint under out/: train one, or name its folder by --out_dir.")
+        source = os.path.dirname(max(runs, key=os.path.getmtime))
+    if source in gpt2.RELEASED and not os.path.exists(source):
+        return gpt2.download_pretrained(source)
+    if not os.path.isdir(source) or gpt2.is_hf_folder(source):
+        return source
+    best = os.path.join(source, BEST)
+    return best if os.path.exists(best) else os.path.join(source, LATEST)
+
+
+def load_tokenizer(loaded: dict) -> Tokenizer:
+    """The tokenizer of a checkpoint; UserError if it has none."""
+    if loaded["tokenizer"] is None:
+        raise UserError(f"{loaded['path']} has no tokenizer: its vocabulary is unknown.")
+    return from_dict(loaded["tokenizer"])
 
 
 def from_nanogpt(loaded: dict) -> dict:
     """nanoGPT's checkpoint in our form. Its tokenizer is GPT-2's, or unknown: None."""
-    args, optimizer = dict(loaded["model_args"]), loaded.get("optimizer")
-    gpt2 = args["vocab_size"] in (50257, 50304)  # it rounds GPT-2's vocabulary up
-    args |= {"activation": "gelu", "vocab_size": 50257 if gpt2 else args["vocab_size"]}
+    args, optimizer = {**loaded["model_args"], "activation": "gelu"}, loaded.get("optimizer")
+    is_gpt2 = args["vocab_size"] in (50257, 50304)  # nanoGPT pads GPT-2's vocabulary
+    args["vocab_size"] = 50257 if is_gpt2 else args["vocab_size"]
     weights = {
-        name.removeprefix("_orig_mod."): tensor  # left there by its torch.compile
+        name.removeprefix("_orig_mod."): tensor  # its torch.compile leaves this prefix
         for name, tensor in loaded["model"].items()
         if not name.endswith(".attn.bias")  # a causal mask
     }
-
-    def pad(table: torch.Tensor) -> torch.Tensor:  # the vocabulary's rows, to a multiple of 64
-        return torch.nn.functional.pad(table, (0, 0, 0, -len(table) % 64))
-
-    weights |= {name: pad(weights[name]) for name in ("transformer.wte.weight", "lm_head.weight")}
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        weights[name] = pad_vocab(weights[name])
     if optimizer and (moments := optimizer["state"].get(0)):  # of wte, its first parameter
-        moments |= {name: pad(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = pad_vocab(moments[name])
     return {
         "model": weights,
         "model_args": args,
-        "tokenizer": {"kind": "gpt2"} if gpt2 else None,
-        "optimizers": [optimizer] if optimizer else [],
-        "scaler": {},
+        "tokenizer": {"kind": "gpt2"} if is_gpt2 else None,
+        "optimizers": {"adamw": optimizer} if optimizer else {},
         "step": loaded.get("iter_num", 0),
         "best_val_loss": float(loaded.get("best_val_loss", float("inf"))),
         "config": loaded.get("config", {}),
     }
 
 
-def with_vocabulary(loaded: dict, wanted: Tokenizer) -> tuple[dict, int]:
-    """The checkpoint with the rows of its vocabulary those of another tokenizer of the same kind,
-    and how many of these tokens it knew: by what they stand for, wherever their rows were.
+def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
+    """The checkpoint with the vocabulary of another tokenizer of the same kind.
 
-    The row of a new token is drawn as the known ones are spread, so that it is of their size and
-    gentle learning rates serve: https://nlp.stanford.edu/~johnhew/vocab-expansion.html, less the
-    covariance.
+    Tokens are matched by what they stand for, wherever their rows are. The row of a new token is
+    sampled with the mean and deviation of the known ones, so that it is of their size:
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html, without the covariance.
     """
-    old = {symbol: i for i, symbol in enumerate(from_dict(loaded["tokenizer"]).symbols())}
-    source = torch.tensor([old.get(symbol, -1) for symbol in wanted.symbols()])
+    old = {symbol: i for i, symbol in enumerate(load_tokenizer(loaded).symbols())}
+    source = torch.tensor([old.get(symbol, -1) for symbol in tokenizer.symbols()])
     weights = dict(loaded["model"])
     for name in ("transformer.wte.weight", "lm_head.weight"):
-        rows, known = weights[name][source], weights[name][: len(old)].float()
-        noise = torch.randn(len(rows), known.size(1), generator=torch.Generator().manual_seed(0))
-        drawn = (known.mean(0) + known.std(0) * noise).to(rows.dtype)
-        rows[source < 0] = drawn[source < 0]
-        weights[name] = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 64))
-    args = {**loaded["model_args"], "vocab_size": wanted.vocab_size}
-    changed = {"model": weights, "model_args": args, "tokenizer": wanted.to_dict()}
-    return {**loaded, **changed}, int((source >= 0).sum())
+        known = weights[name][: len(old)].float()
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(len(source), known.size(1), generator=generator)
+        rows = known.mean(0) + known.std(0) * noise
+        rows[source >= 0] = known[source[source >= 0]]
+        weights[name] = pad_vocab(rows)
+    count = int((source >= 0).sum())
+    print0(f"vocab    {count:,} of {len(source):,} tokens are the checkpoint's")
+    args = {**loaded["model_args"], "vocab_size": tokenizer.vocab_size}
+    return {**loaded, "model": weights, "model_args": args}
 
 
-def find(path: str, progress=None) -> str:
-    """What to load: of a run's folder its best checkpoint, else its latest; of `gpt2` and its
-    like the folder of the released weights, downloaded at first use; else `path` itself.
+def start_model(gpt: type, config, init_from: str, latest: str, tokenizer: Tokenizer):
+    """The model that a run starts from, and the checkpoint if it resumes one, else None.
 
-    progress: tqdm or its like.
+    gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
+    only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
+    init_from: scratch, resume (the checkpoint `latest`), or what resolve_checkpoint takes.
     """
-    if path in huggingface.RELEASED and not os.path.exists(path):
-        return huggingface.released(path, progress)
-    if not os.path.isdir(path) or huggingface.is_folder(path):
-        return path
-    best = os.path.join(path, BEST)
-    return best if os.path.exists(best) else os.path.join(path, LATEST)
+    if init_from == "scratch":
+        return gpt(config), None
+    resuming = init_from == "resume"
+    with local_rank_first():  # it may be downloaded
+        loaded = load(latest if resuming else init_from)
+    if loaded["tokenizer"] not in (tokenizer.to_dict(), None):
+        if resuming or loaded["tokenizer"]["kind"] != tokenizer.kind:
+            raise UserError(
+                f"the dataset has another vocabulary than {loaded['path']}: choose its own dataset."
+            )
+        loaded = resize_token_embeddings(loaded, tokenizer)
+    args, weights = {**loaded["model_args"], "dropout": config.dropout}, dict(loaded["model"])
+    args["block_size"] = min(args["block_size"], config.block_size)
+    if config.untied_head and not args.get("untied_head"):
+        args["untied_head"] = True
+        weights["lm_head.weight"] = weights["lm_head.weight"].clone()
+    for name, value in asdict(config).items():
+        if name != "block_size" and args.get(name, value) != value:
+            print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
+    return gpt.from_state_dict(args, weights), loaded if resuming else None
 
 
-def newest_run(root: str = "out") -> str:
-    """The folder under `root` whose checkpoint was written last."""
-    found = glob(os.path.join(root, "**", LATEST), recursive=True)
-    if not found:
-        raise UserError(f"no checkpoint under {root}/: train one, or name its folder by --out_dir.")
-    return os.path.dirname(max(found, key=os.path.getmtime))
+def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradScaler) -> None:
+    """The moments of the checkpoint; learning rates, betas and decay stay those of the settings."""
+    saved = loaded["optimizers"]
+    if set(saved) != set(optimizers):
+        kinds = " and ".join(saved) or "an unknown optimizer"
+        raise UserError(f"{loaded['path']} was trained with {kinds}: use the same --optimizer.")
+    for kind, optimizer in optimizers.items():
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({**saved[kind], "param_groups": groups})
+    scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
 
 
-def set_aside(folder: str) -> str | None:
+def backup_previous_run(folder: str) -> str | None:
     """Rename the folder of an earlier run to FOLDER-1, -2, ...; its new name, None if none was."""
     if not any(os.path.exists(os.path.join(folder, name)) for name in (LATEST, BEST, "log.jsonl")):
         return None
-    aside = next(p for n in itertools.count(1) if not os.path.exists(p := f"{folder}-{n}"))
-    os.rename(folder, aside)
-    return aside
+    backups = (f"{folder}-{n}" for n in itertools.count(1))
+    backup = next(name for name in backups if not os.path.exists(name))
+    os.rename(folder, backup)
+    return backup

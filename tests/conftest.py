@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -54,6 +55,7 @@ def fork_server():
 def script(tmp_path, tmp_path_factory, fork_server):
     """A function that runs `python NAME ARGUMENTS` in an empty folder and checks its status.
 
+    name: a script at the root, such as train.py, or a module, such as projects.chat.talk.
     A status of 2, a user's mistake, must come with one sentence; None checks nothing.
     """
     said = tmp_path_factory.mktemp("said")
@@ -61,8 +63,10 @@ def script(tmp_path, tmp_path_factory, fork_server):
     def run(name: str, *arguments, status=0, timeout=300, input="", **environment: str):
         stdin, stdout, stderr = (said / stream for stream in ("stdin", "stdout", "stderr"))
         stdin.write_text(input, encoding="utf-8")
+        path = ROOT / (name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
         job = {
-            "argv": [str(ROOT / name), *map(str, arguments)],
+            "module": "" if name.endswith(".py") else name,
+            "argv": [str(path), *map(str, arguments)],
             "cwd": str(tmp_path),
             "env": {**os.environ, **environment},
             "timeout": timeout,
@@ -113,31 +117,60 @@ def torchrun(tmp_path):
 
 @pytest.fixture
 def hub():
-    """A web server that stands for the Hugging Face hub: a function files, **faults -> url.
+    """A web server that stands for the Hugging Face hub: a function files, faults -> url.
 
-    files: path -> bytes. It answers ranges, and states sha256 as the hub does. faults: path -> what
-    to do at each request in turn before it behaves: a status, or ("cut", n): n bytes, then silence.
+    files: path, such as "/NAME/resolve/main/FILE", -> bytes. It lists the files of a dataset, and
+    answers ranges. faults: path -> what to do at each GET in turn before it behaves: a status, or
+    ("cut", n): n bytes, then silence. hub.asked: (path, range, authorization) of each file's GETs.
     """
-    servers = []
+    servers, commit = [], "0123456789abcdef0123456789abcdef01234567"
 
-    def serve(files: dict[str, bytes], faults: dict[str, list] | None = None, sha256="") -> str:
+    def serve(files: dict[str, bytes], faults: dict[str, list] | None = None) -> str:
         class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                if self.path not in files:
+                    return self.refuse(404)
+                self.send_response(200)
+                self.describe(files[self.path])
+
             def do_GET(self):
-                asked.append((self.path, self.headers.get("Range"), self.headers["Authorization"]))
-                fault = (faults or {}).get(self.path) or [None]
+                path, span = self.path.partition("?")[0], self.headers.get("Range")
+                if "/resolve/" in path:
+                    asked.append((path, span, self.headers["Authorization"]))
+                fault = (faults or {}).get(path) or [None]
                 fault = fault.pop(0)
-                body = files.get(self.path)
+                body = self.listing(path) if "/tree/" in path else files.get(path)
                 if body is None or isinstance(fault, int):
-                    return self.send_error(fault or 404)
-                first = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-                if first >= len(body):
-                    return self.send_error(416)
+                    return self.refuse(fault or 404)
+                first = int((span or "bytes=0-")[6:-1])
                 self.send_response(206 if first else 200)
-                digest = sha256 or hashlib.sha256(body).hexdigest()
-                self.send_header("X-Linked-Etag", f'"{digest}"')
+                self.describe(body, first)
+                self.wfile.write(body[first:] if fault is None else body[first:][: fault[1]])
+
+            def listing(self, path: str) -> bytes | None:
+                """Of /api/datasets/NAME/tree/REVISION, None if there are no such files."""
+                folder = path.removeprefix("/api").replace("/tree/", "/resolve/") + "/"
+                names = [path.removeprefix(folder) for path in files if path.startswith(folder)]
+                entries = [{"type": "file", "path": n, "oid": "0", "size": 1} for n in names]
+                return json.dumps(entries).encode() if names else None
+
+            def describe(self, body: bytes, first: int = 0) -> None:
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+                self.send_header("X-Repo-Commit", commit)
                 self.send_header("Content-Length", str(len(body) - first))
                 self.end_headers()
-                self.wfile.write(body[first:] if fault is None else body[first:][: fault[1]])
+
+            def refuse(self, status: int) -> None:
+                """As the hub does: is it the repository that is missing, or something in it?"""
+                repository = re.split("/resolve/|/tree/", self.path.removeprefix("/api"))[0]
+                code = "RevisionNotFound" if "/tree/" in self.path else "EntryNotFound"
+                if not any(path.startswith(f"{repository}/resolve/") for path in files):
+                    code = "RepoNotFound"
+                self.send_response(status)
+                if status == 404:
+                    self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def log_message(self, *_):
                 pass

@@ -58,7 +58,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(script, toy, tmp_path, options
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_that_is_stopped_or_killed_goes_on_as_if_it_never_had(script, toy, tmp_path):
+def test_a_run_that_is_stopped_or_killed_resumes_as_if_it_never_was(script, toy, tmp_path):
     run = [*RUN, "--dropout=0.1", "--max_iters=400"]
     script("train.py", *run, "--out_dir=straight")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
@@ -74,7 +74,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on_as_if_it_never_had(script, toy,
                 stopped.send_signal(number)
         status = stopped.wait(60)
         done = checkpoint.load(f"{folder}/ckpt.pt")["step"]
-        if number == signal.SIGKILL:  # no more is lost than the updates since the last save
+        if number == signal.SIGKILL:  # no more is lost than the steps since the last save
             assert status == -number and done >= 45
             with open(folder / "log.jsonl", "a") as file:
                 file.write('{"step": 51, "lo')  # a line that was cut off
@@ -95,15 +95,15 @@ DISTRIBUTED = [*RUN, "--gradient_accumulation_steps=3", "--max_iters=20", "--opt
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_processes_equal_one(script, toy, numbers, tmp_path, masked):
-    run = [*DISTRIBUTED, "--ramp_iters=9", "--warmup_tokens=300"]  # of the first row one has none
-    if masked:  # rows that are graded by different amounts weigh as they do in one process
+    run = [*DISTRIBUTED, "--ramp_iters=9", "--warmup_tokens=300"]  # one has none of the first sequence
+    if masked:  # sequences with different numbers of targets weigh as they do in one process
         numbers(mask=lambda i: (i // 10) % 7 == 0)
         run.append("--dataset=numbers")
     script("train.py", *run, "--out_dir=one")
     two = start_torchrun(tmp_path, *run, "--out_dir=two")
     out = two.communicate(timeout=300)[0]
     assert two.returncode == 0, out
-    assert "2 (processes)" in out and out.count("step 20/20") == 1  # printed once
+    assert "device   2 x" in out and out.count("step 20/20") == 1  # printed once
     one, two = (losses(tmp_path / name) for name in ("one", "two"))
     assert sorted(two) == list(range(1, 21))
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
@@ -115,10 +115,10 @@ def test_the_schedule_and_the_log_count_the_tokens_of_a_growing_batch(script, to
     ramp = ["--ramp_iters=4", "--warmup_tokens=640", "--max_iters=8", "--batch_size=16"]
     script("train.py", *RUN, *ramp, "--lr_schedule=constant", "--out_dir=run")
     records = [r for r in log.read(f"{tmp_path}/run/log.jsonl") if "loss" in r]
-    rows = [1, 4, 8, 12, 16, 16, 16, 16]  # of 16 tokens: a sixteenth and up
-    assert [r["tokens"] for r in records] == [16 * sum(rows[: i + 1]) for i in range(8)]
+    sizes = [1, 4, 8, 12, 16, 16, 16, 16]  # sequences of 16 tokens: a sixteenth and up
+    assert [r["tokens"] for r in records] == [16 * sum(sizes[: i + 1]) for i in range(8)]
     # 640 tokens are 2.5 full batches
-    before = [sum(rows[:i]) / 16 for i in range(8)]
+    before = [sum(sizes[:i]) / 16 for i in range(8)]
     expected = [0.01 * min(1, (n + 1) / 3.5) if n < 2.5 else 0.01 for n in before]
     assert [r["lr"] for r in records] == pytest.approx(expected)
 
@@ -154,11 +154,11 @@ def test_sigterm_to_torchrun_saves_too(script, toy, tmp_path):
     assert checkpoint.load(f"{tmp_path}/two/ckpt.pt")["step"] >= 30
 
 
-def test_a_batch_that_the_processes_cannot_share_is_one_sentence(toy, tmp_path):
+def test_a_batch_that_the_processes_cannot_divide_is_one_sentence(toy, tmp_path):
     run = start_torchrun(tmp_path, *RUN, "--batch_size=5", "--out_dir=two")
     out = run.communicate(timeout=300)[0]
     assert run.returncode != 0
-    assert "can't be shared by 2 processes" in out and "[2, 4, 6, 8, 10]" in out
+    assert "batch_size=5 is not divisible by 2 processes" in out
 
 
 def test_the_log_and_the_checkpoints_say_what_happened(script, toy, tmp_path):
@@ -214,7 +214,7 @@ def test_resuming_where_all_is_done_or_nothing_is_there(script, toy, tmp_path):
     resume = [*RUN, "--out_dir=run", "--init_from=resume"]
     assert "nothing to do" in script("train.py", *resume, "--max_iters=3").stdout
     wrong = script("train.py", *resume, "--optimizer=muon", status=2)
-    assert "--optimizer=muon" in wrong.stderr
+    assert "trained with adamw" in wrong.stderr
 
 
 def test_fine_tuning_starts_from_a_checkpoints_weights(script, toy, tmp_path):
@@ -235,22 +235,22 @@ def test_other_data_than_the_checkpoints_is_one_sentence(script, toy, tmp_path):
     assert "another vocabulary" in result.stderr
 
 
-def test_masked_rows_report_the_share_of_right_answers(script, numbers, tmp_path):
-    # each row counts on from a random number; only its last token is graded
-    folder = str(tmp_path / "data" / "rows")
+def test_masked_examples_report_the_fraction_that_is_correct(script, numbers, tmp_path):
+    # each example counts on from a random number; only its last token is a target
+    folder = str(tmp_path / "data" / "counting")
     generator = torch.Generator().manual_seed(0)
     with Writer(folder, ByteTokenizer(), {"name": "counting"}, row_length=4) as writer:
         for split, n in (("train", 2000), ("val", 100)):
             starts = torch.randint(20, (n, 1), generator=generator)
             ids = (starts + torch.arange(4)).flatten().tolist()
             writer.append(split, ids, [0, 0, 0, 1] * n)
-    run = [*RUN, "--dataset=rows", "--max_iters=150", "--batch_size=32", "--eval_interval=50"]
+    run = [*RUN, "--dataset=counting", "--max_iters=150", "--batch_size=32", "--eval_interval=50"]
     script("train.py", *run, "--out_dir=run", "--eval_iters=200")
     records = [r for r in log.read(f"{tmp_path}/run/log.jsonl") if "val_accuracy" in r]
     assert records[0]["val_accuracy"] < 0.2 and records[-1]["val_accuracy"] > 0.95
 
 
-def test_an_interval_of_zero_evaluates_after_the_last_update_only(script, toy, tmp_path):
+def test_an_interval_of_zero_evaluates_after_the_last_step_only(script, toy, tmp_path):
     script("train.py", *RUN, "--max_iters=4", "--eval_interval=0", "--out_dir=out")
     assert list(evaluations(tmp_path / "out")) == [4]
     assert {"ckpt.pt", "best.pt"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -267,11 +267,11 @@ def test_a_failing_compiler_warns_and_goes_on(script, toy, tmp_path):
     cache = str(tmp_path / "cache")
     result = script("train.py", *run, CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=cache)
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
-    assert "failed, going on without" in result.stdout
+    assert "failed, continuing without it" in result.stdout
 
 
 def test_wandb_is_imported_only_when_asked_for(script, toy, tmp_path):
-    (tmp_path / "wandb.py").write_text("raise ImportError")
+    (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError(name='wandb')")
     command = [sys.executable, ROOT / "train.py", *RUN, "--max_iters=1"]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     assert subprocess.run(command, cwd=tmp_path, env=env).returncode == 0
@@ -297,8 +297,7 @@ def test_a_gpu_learns_in_every_format_and_resumes(script, toy, tmp_path, dtype):
     script("sample.py", "--out_dir=run", "--num_samples=2", "--max_new_tokens=40")
 
 
-def test_loss_is_whole_split_whatever_the_batch(script, toy, tmp_path):
-    """Evaluation does not depend on how it is cut into batches."""
+def test_the_loss_of_a_split_does_not_depend_on_the_batch_size(script, toy, tmp_path):
     values = []
     for batch_size in (7, 64):
         options = [f"--batch_size={batch_size}", "--eval_iters=1000", "--eval_only"]

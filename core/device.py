@@ -1,0 +1,143 @@
+"""The device and how to use it well: dtype, compilation, determinism, peak FLOP/s."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from core import UserError
+from core.distributed import LOCAL_RANK, WORLD_SIZE, print0
+
+# Dense bf16 (fp16 before Ampere) peaks in TFLOP/s from the makers' data sheets, for MFU. The first
+# name that stands in the device's own counts.
+PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989}
+PEAK_TFLOPS |= {"A100": 312, "A10G": 70, "A10": 125, "A40": 150, "A6000": 155, "V100": 125}
+PEAK_TFLOPS |= {"L40S": 362, "L40": 181, "L4": 121, "T4": 65, "5090": 210, "4090": 165, "4080": 97}
+PEAK_TFLOPS |= {"3090": 71}
+
+
+def choose_device(name: str, deterministic: str | bool = "auto") -> torch.device:
+    """The device of that name; `auto` is cuda, then mps, then cpu. UserError if it is not there.
+
+    Under torchrun each process takes the GPU of its local rank.
+    deterministic: True makes runs repeat bit for bit; `auto` does so on a CPU, see compile_model.
+    """
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if gpus else "mps" if mps else "cpu"
+    kind, _, index = name.partition(":")
+    number = LOCAL_RANK if WORLD_SIZE > 1 else int(index or 0)
+    if kind not in ("cpu", "cuda", "mps") or not (index or "0").isdigit():
+        raise UserError(f"device={name!r} is unknown: use auto, cpu, cuda, cuda:N or mps.")
+    if (kind == "cuda" and number >= gpus) or (kind == "mps" and not mps):
+        raise UserError(f"device={name} is not there: this machine has {gpus} GPUs; use auto.")
+    if deterministic is True:
+        make_deterministic()
+    if kind != "cuda":
+        return torch.device(kind)
+    torch.cuda.set_device(number)
+    torch.set_float32_matmul_precision("high")  # TF32, as in nanoGPT
+    return torch.device("cuda", number)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products; `auto` is bf16 where the hardware multiplies in it."""
+    if name == "float16" and device.type == "cpu":
+        raise UserError("dtype=float16 is slow on a CPU: use bfloat16 or float32.")
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        # tensor cores came with compute capability 7
+        return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
+    able = cpu_capabilities() if device.type == "cpu" else {}
+    return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+
+
+def cpu_capabilities() -> dict:
+    return getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """The context in which matrix products run in `dtype` while weights stay fp32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+class SkipInit(TorchFunctionMode):
+    """Skips weight initialization: under it torch.nn.init does nothing, since weights are loaded.
+
+    torch's meta device would do, but takes two seconds to import.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def make_deterministic() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, and slow
+
+
+def should_compile(wanted: str | bool, device: torch.device, flops: float) -> bool:
+    """Whether to compile; `auto`: where `flops` of eager training take more than two minutes."""
+    modest_speed = {"cuda": 5e13, "cpu": 1e11}.get(device.type, float("inf"))  # FLOP/s
+    return flops / modest_speed > 120 if wanted == "auto" else bool(wanted)
+
+
+def compile_model(model: nn.Module, x, y, amp, sparse: bool, deterministic: str | bool) -> None:
+    """Compile in place by the forward and backward pass of one micro-batch; print how that went.
+
+    sparse: as in model.forward, whose head then gets ever new shapes and stays eager.
+    deterministic: compiled CPU code sums gradients in any order unless it is True or `auto`.
+    """
+    if deterministic == "auto" and x.device.type == "cpu":
+        make_deterministic()
+    if sparse:
+        model.hidden = torch.compile(model.hidden, dynamic=False)
+    else:
+        model.compile(dynamic=False)
+
+    def forward_backward() -> None:
+        with amp:
+            loss = model(x, y, reduction="sum", sparse=sparse)
+        loss.backward()
+
+    print0("compile  takes a minute or so ...")
+    print0(f"compile  {try_compile(forward_backward)}")
+    model.zero_grad(set_to_none=True)
+
+
+def try_compile(first_call: Callable[[], object]) -> str:
+    """Make the call that compiles; if the compiler fails, everything stays eager from then on."""
+    start = time.perf_counter()
+    try:
+        first_call()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the compilers' errors have no common type
+        torch.compiler.set_stance("force_eager")
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return f"failed, continuing without it: {reason}"
+    return f"done in {time.perf_counter() - start:.0f} s"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = cpu_capabilities().get("cpu_name", "CPU") if device.type == "cpu" else "Apple GPU"
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def peak_flops(device: torch.device, peak_tflops: float) -> float | None:
+    """Peak FLOP/s of the device, None if unknown; `peak_tflops` overrides it if not 0."""
+    name = device_name(device) if device.type == "cuda" else ""
+    peak = next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
+    return (peak_tflops or peak or 0) * 1e12 or None

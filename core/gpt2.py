@@ -1,0 +1,127 @@
+"""GPT-2 in the format of Hugging Face's transformers, downloaded and read; tools/export.py writes.
+
+FOLDER/config.json           {"model_type": "gpt2", "n_layer": 12, "n_head": 12, ...}
+FOLDER/model.safetensors     {"transformer.h.0.attn.c_attn.weight": (768, 2304), ...}
+FOLDER/tokenizer.json        for transformers' AutoTokenizer
+FOLDER/folio_tokenizer.json  an exported tokenizer of ours, see core/tokenizer.py
+"""
+
+import hashlib
+import json
+import os
+from glob import escape, glob
+
+import torch
+
+from core import UserError
+from core.kernels import pad_vocab
+
+SIZES = {  # n_layer, n_head, n_embd by name: GPT-2's, which OpenAI released, and minGPT's
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+    "gpt-mini": (6, 6, 192),
+    "gpt-micro": (4, 4, 128),
+    "gpt-nano": (3, 3, 48),
+}
+RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (in, out), as in TensorFlow
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2"}  # theirs -> ours
+# their settings that our model has no field for, with the only value that it implements
+FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "tie_word_embeddings": True}
+FIXED |= {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+# sha256 of GPT-2's 50257 tokens, spelled as in its encoder.json, joined by line breaks
+GPT2_TOKENS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
+
+
+def download_pretrained(name: str) -> str:
+    """The folder, in the hub's own cache, of the weights that OpenAI released under that name."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        for file in ("config.json", "model.safetensors"):
+            path = hf_hub_download(f"openai-community/{name}", file)
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ValueError) as error:
+        raise UserError(
+            f"{name} cannot be downloaded: {str(error).splitlines()[0]} Without a network, copy "
+            "its config.json and model.safetensors into a folder and name that folder instead."
+        ) from None
+    return os.path.dirname(path)
+
+
+def is_hf_folder(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "config.json"))
+
+
+def read(folder: str) -> dict:
+    """The folder as a checkpoint of ours, see core/checkpoint.py. An unknown tokenizer is None."""
+    config = read_json(os.path.join(folder, "config.json"))
+    if config.get("model_type") != "gpt2" or "n_positions" not in config:
+        raise UserError(f"{folder}/config.json is not a GPT-2's: {config.get('model_type')}.")
+    args = {name: config[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+    activation, n_inner = config.get("activation_function", "gelu_new"), config.get("n_inner")
+    different = {k: config[k] for k, v in FIXED.items() if config.get(k, v) != v}
+    if activation not in ACTIVATIONS:
+        different["activation_function"] = activation
+    if n_inner not in (None, 4 * args["n_embd"]):
+        different["n_inner"] = n_inner
+    for name, value in different.items():
+        raise UserError(f"{folder}/config.json: {name}={value} is not implemented.")
+    args |= {"block_size": config["n_positions"], "activation": ACTIVATIONS[activation]}
+    tokenizer = read_tokenizer(folder, args["vocab_size"])
+    return {"model": from_hf(read_tensors(folder)), "model_args": args, "tokenizer": tokenizer}
+
+
+def read_json(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}.") from None
+
+
+def read_tensors(folder: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    paths = sorted(glob(os.path.join(escape(folder), "*.safetensors")))
+    if not paths:
+        raise UserError(f"{folder} has no .safetensors file with the weights.")
+    tensors = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged: {error}.") from None
+    return tensors
+
+
+def from_hf(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Their tensors by our names: matrices transposed, the vocabulary padded."""
+    ours = {}
+    for name, tensor in theirs.items():
+        if name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks, in old files
+            continue
+        name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        ours[name] = (tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor).float()
+    if "transformer.wte.weight" in ours:
+        ours["transformer.wte.weight"] = pad_vocab(ours["transformer.wte.weight"])
+        ours["lm_head.weight"] = ours["transformer.wte.weight"]
+    return ours
+
+
+def read_tokenizer(folder: str, vocab_size: int) -> dict | None:
+    """Our own, of an export; GPT-2's, if tokenizer.json has its tokens or there is none."""
+    own, path = (os.path.join(folder, name) for name in ("folio_tokenizer.json", "tokenizer.json"))
+    if os.path.exists(own):
+        return read_json(own)
+    if not os.path.exists(path):
+        return {"kind": "gpt2"} if vocab_size == 50257 else None
+    saved = read_json(path)
+    vocab = saved["model"].get("vocab")
+    tokens = sorted(vocab, key=vocab.get)[:50257] if isinstance(vocab, dict) else []
+    if hashlib.sha256("\n".join(tokens).encode()).hexdigest() != GPT2_TOKENS:
+        return None
+    added = [t["content"] for t in saved["added_tokens"] if t["id"] > 50256]
+    return {"kind": "gpt2", "special": added} if added else {"kind": "gpt2"}

@@ -1,0 +1,114 @@
+"""What PyTorch is slow at on a CPU, behind plain names; on a GPU these are PyTorch's own."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The next multiple of 64: matrix units are slow at odd sizes, such as GPT-2's 50257."""
+    return 64 * math.ceil(vocab_size / 64)
+
+
+def pad_vocab(table: Tensor) -> Tensor:
+    """A table with one row per token, with rows of zeros up to the padded size."""
+    return F.pad(table, (0, 0, 0, padded_vocab_size(len(table)) - len(table)))
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """F.dropout; on a CPU ten times as fast, by one random byte per element.
+
+    p is then rounded to a multiple of 1/256, and is at least that.
+    """
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(x.numel() / 8),))
+    threshold = max(1, round(256 * p))
+    # compared as floats: compilers turn a mask of bytes into one of floats element by element
+    keep = words.view(torch.uint8)[: x.numel()].view(x.shape).float() >= threshold
+    return x * keep * (256 / (256 - threshold))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float = 0.0) -> Tensor:
+    """Softmax attention of q (B, nh, T, hs) to k, v (B, nh, S, hs), with dropout p of its weights.
+
+    mask: bool (T, S), True where a query sees a key; None is causal attention, T = S or T = 1.
+    On a CPU in training it is written out with dropout, where the fused kernel samples its masks
+    slowly, and in bf16 at short contexts, where the fused kernel is slower than these four lines.
+    """
+    T, S = q.size(2), k.size(2)
+    fused = q.device.type != "cpu" or (p == 0 and (q.dtype == torch.float32 or T > 256))
+    if fused or T == 1 or S != T:
+        causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
+    if mask is None:
+        mask = torch.ones(T, T, dtype=torch.bool).tril()
+    bias = torch.where(mask, 0.0, -math.inf).to(q.dtype)  # added: no work in the backward pass
+    weights = ((q * q.size(-1) ** -0.5) @ k.mT + bias).softmax(dim=-1)  # (B, nh, T, T)
+    return dropout(weights, p) @ v
+
+
+def causal_mask(pos: Tensor, S: int, window: int = 0) -> Tensor | None:
+    """bool (T, S): which of S keys the queries at positions pos (T,) see, of a window if not 0.
+
+    None where that is plain causal attention.
+    """
+    if len(pos) == S and not window:
+        return None
+    distance = pos[:, None] - torch.arange(S, device=pos.device)
+    return (distance >= 0) & (distance < window) if window else distance >= 0
+
+
+def matmul_few_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """F.linear(x, weight), x (N, in) -> (N, out), a third faster for 5 to 50 rows on a CPU.
+
+    oneDNN and MKL then take the weights for the long side of the product; in bf16 this is faster
+    for fewer rows too, and one row is a vector.
+    """
+    if len(x) == 1:
+        return torch.mv(weight, x[0])[None]
+    if len(x) < 5 and x.dtype == torch.float32:
+        return F.linear(x, weight)
+    return (weight @ x.mT).mT
+
+
+class InferenceLinear(nn.Module):
+    """nn.Linear for few rows on a CPU, without gradients; with int8 weights if asked for.
+
+    Each output's weights are then multiples of their largest one / 127, as in
+    https://arxiv.org/abs/2208.07339. Activations are bf16. A token reads a quarter of the bytes.
+    """
+
+    def __init__(self, linear: nn.Linear, int8: bool):
+        super().__init__()
+        weight, scale = linear.weight.detach(), None
+        if int8:
+            scale = weight.float().abs().amax(dim=1).clamp(min=1e-8) / 127
+            weight = (weight / scale[:, None]).round().to(torch.int8)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        if self.scale is None:
+            y = matmul_few_rows(rows, self.weight)
+        elif len(rows) <= 8:  # the time is that of reading the weights
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+        else:
+            y = matmul_few_rows(rows, self.weight.to(rows.dtype)) * self.scale
+        y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], -1)
+
+
+def replace_linear(model: nn.Module, int8: bool) -> nn.Module:
+    """The model with an InferenceLinear in place of every nn.Linear."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, InferenceLinear(child, int8))
+    return model

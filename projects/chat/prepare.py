@@ -1,0 +1,136 @@
+"""Write data/dialogue/ from dialogues: one turn per line, a blank line between dialogues.
+
+    python -m projects.chat.prepare --input=train.txt
+    python -m projects.chat.prepare --input=train.txt --tokenizer=gpt2 --mask=replies
+
+    hi          becomes   hi<sep>hello<sep>how are you<eos>
+    hello
+    how are you
+
+Without --input it downloads small-gpt's 500,000 Chinese dialogues. The first token of a dialogue
+is never a target: nothing before it tells what it is.
+"""
+
+import sys
+
+if not __package__:  # started by its path
+    command = "python -m projects.chat.prepare"
+    print(f"start it as a module from the repository's root: {command}", file=sys.stderr)
+    sys.exit(2)
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from typing import Literal
+
+from tqdm import tqdm
+
+from configurator import configure
+from core import UserError, texts
+from core.dataset import Writer
+from core.download import download
+from core.tokenizer import PAD, UNK, CharTokenizer, GPT2Tokenizer
+from projects.chat.tokens import EOS, SEP
+
+# ---- settings ------------------------------------------------------------------------------------
+input = ""  # a UTF-8 text file, or several separated by commas; by default the download
+url = (  # where the text is downloaded from
+    "https://drive.usercontent.google.com/download?export=download&confirm=t"
+    "&id=1nEuew_KNpTMbyy7BO4c8bXMXN351RCPp"
+)
+name = "dialogue"  # the folder under data/ to write
+tokenizer: Literal["char", "gpt2"] = "char"  # a token is a character, or one of GPT-2's BPE
+min_freq = 2  # a character that is rarer becomes <unk>
+layout: Literal["stream", "rows"] = "stream"  # one stream, or examples of one dialogue each
+row_length = 257  # tokens of such an example, one more than the context of the model
+mask: Literal["all", "replies"] = "all"  # the targets: all turns, or every second one
+val_fraction = 0.02  # of the dialogues
+seed = 1337  # of the choice of dialogues
+globals().update(configure(__file__))
+
+# ---- the dialogues -------------------------------------------------------------------------------
+folder = os.path.join("data", name)
+paths = input.split(",") if input else [os.path.join(folder, "input.txt")]
+if not input and not os.path.exists(paths[0]):
+    download(url, paths[0], progress=tqdm)
+
+
+def dialogues() -> Iterator[list[str]]:
+    """The turns of each dialogue, none of them empty."""
+    for path in paths:
+        turns: list[str] = []
+        with texts.reading(path) as file:
+            for line in file:
+                if line.strip():
+                    turns.append(line.strip())
+                elif turns:
+                    yield turns
+                    turns = []
+        if turns:
+            yield turns
+
+
+count, frequencies = 0, Counter()
+for turns in dialogues():
+    count += 1
+    if tokenizer == "char":
+        frequencies.update("".join(turns))
+    if count == 1 and turns[0].lower().startswith("<!doctype"):
+        raise UserError(f"{paths[0]} is a web page, not dialogues: download it by hand.")
+if count < 2:
+    raise UserError(f"{input or url} holds {count} dialogues: one to train on and one to validate.")
+if tokenizer == "char":
+    frequent = sorted(char for char, times in frequencies.items() if times >= min_freq)
+    coder = CharTokenizer(frequent, (PAD, SEP, EOS, UNK))
+else:
+    coder = GPT2Tokenizer((PAD, SEP, EOS))
+
+
+# ---- the tokens ----------------------------------------------------------------------------------
+def encode(turns: list[str]) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of each turn with the token that ends it, and the loss mask of each."""
+    ids, masks = [], []
+    for number, turn in enumerate(turns):
+        end = EOS if number == len(turns) - 1 else SEP
+        ids.append([*coder.encode(turn).tolist(), coder.special[end]])
+        is_target = mask == "all" or number % 2 == 1
+        masks.append([int(is_target)] * len(ids[-1]))
+    masks[0][0] = 0
+    return ids, masks
+
+
+def examples(ids: list[list[int]], masks: list[list[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """A dialogue as examples of row_length tokens and their loss masks.
+
+    It is cut between turns and padded; a turn that is longer than an example loses its end.
+    """
+    example, marks = [], []
+    for turn, turn_marks in zip(ids, masks, strict=True):
+        if example and len(example) + len(turn) > row_length:
+            yield fit(example, coder.special[PAD]), fit(marks, 0)
+            example, marks = [], []
+        example, marks = example + turn, marks + turn_marks
+    yield fit(example, coder.special[PAD]), fit(marks, 0)
+
+
+def fit(numbers: list[int], padding: int) -> list[int]:
+    return (numbers + [padding] * (row_length - len(numbers)))[:row_length]
+
+
+source = {"name": ", ".join(map(os.path.basename, paths)), "dialogues": count}
+example_length = row_length if layout == "rows" else None
+with Writer(folder, coder, source, example_length) as writer:
+    for number, turns in enumerate(tqdm(dialogues(), total=count, unit=" dialogues")):
+        split = texts.split_of(number, val_fraction, seed)
+        ids, masks = encode(turns)
+        if layout == "rows":
+            for example, marks in examples(ids, masks):
+                writer.append(split, example, marks)
+            continue
+        # bits per byte are those of all text: there are none where part of it is ignored
+        num_bytes = len("".join(turns).encode()) if mask == "all" else 0
+        writer.append(split, list(chain(*ids)), list(chain(*masks)), num_bytes)
+for split, tokens in writer.counts.items():
+    print(f"{os.path.join(folder, split)}.bin: {tokens:,} tokens")
+print(f"{coder.vocab_size:,} tokens in the vocabulary; {count:,} dialogues")

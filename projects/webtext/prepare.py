@@ -1,0 +1,136 @@
+"""Write data/NAME/ from a dataset of web text on the Hugging Face hub, shard by shard.
+
+    python -m projects.webtext.prepare --shards=2
+    python -m projects.webtext.prepare
+    python -m projects.webtext.prepare --hub_dataset=HuggingFaceFW/fineweb-edu \\
+        --hub_folder=sample/10BT --name=fineweb
+
+OpenWebText is 8 million documents, 9 billion tokens of GPT-2's BPE, 18 GB. The next shard is
+downloaded while one is tokenized. Interrupted, the same command resumes at the shard where it was.
+"""
+
+import sys
+
+if not __package__:  # started by its path
+    command = "python -m projects.webtext.prepare"
+    print(f"start it as a module from the repository's root: {command}", file=sys.stderr)
+    sys.exit(2)
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from configurator import configure
+from core import UserError, texts
+from core.dataset import DTYPES, SPLITS, Writer, read_meta
+from core.tokenizer import GPT2Tokenizer
+
+# ---- settings ------------------------------------------------------------------------------------
+hub_dataset = "Skylion007/openwebtext"  # the dataset's name on the hub
+hub_folder = ""  # take only the files below this folder of it, such as sample/10BT
+column = "text"  # of its parquet files
+name = "openwebtext"  # the folder under data/ to write
+shards = 0  # how many of its files to take, 0 = all
+val_fraction = 0.0005  # of the documents, as in nanoGPT
+seed = 1337  # of the choice of documents
+globals().update(configure(__file__))
+
+from huggingface_hub import HfApi, errors, hf_hub_download  # now a missing package is a sentence
+
+folder, tokenizer = os.path.join("data", name), GPT2Tokenizer()
+unfinished = os.path.join(folder, "shards")  # the downloads, and a dataset of each finished shard
+
+
+# ---- the hub -------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def asking_hub() -> Iterator[None]:
+    """The errors of the hub's client as one sentence."""
+    try:
+        yield
+    except Exception as error:  # it lets through whatever its own HTTP client raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise UserError(
+            f"--hub_dataset={hub_dataset} cannot be downloaded ({reason}). Set HF_TOKEN for a "
+            "private dataset, HF_ENDPOINT for another hub."
+        ) from None
+
+
+@asking_hub()
+def list_parquet_files(revision: str) -> list[str]:
+    below = f"{hub_folder.strip('/')}/" if hub_folder else ""
+    try:
+        paths = HfApi().list_repo_files(hub_dataset, repo_type="dataset", revision=revision)
+    except errors.RevisionNotFoundError:
+        return []
+    paths = sorted(path for path in paths if path.startswith(below) and path.endswith(".parquet"))
+    return [path for path in paths if "train" in path] or paths
+
+
+@asking_hub()
+def download(path: str) -> str:
+    options = {"repo_type": "dataset", "revision": revision, "local_dir": unfinished}
+    return hf_hub_download(hub_dataset, path, **options)
+
+
+# ---- the tokens ----------------------------------------------------------------------------------
+def pieces(shard: int, path: str) -> Iterator[texts.Piece]:
+    for number, document in enumerate(texts.documents([path], column)):
+        unique = (shard << 32) + number  # depends on no other shard
+        yield from texts.with_end(document, texts.split_of(unique, val_fraction, seed))
+
+
+def tokenize(shard: int, path: str, target: str) -> None:
+    """Write the shard's tokens as a dataset of its own, which is there only once it is whole."""
+    shutil.rmtree(target, ignore_errors=True)  # of other settings
+    bar = tqdm(desc=f"shard {shard + 1}/{len(paths)}", unit="B", unit_scale=True)
+    with bar, Writer(f"{target}.tmp", tokenizer, source) as writer:
+        for ids, sizes in texts.encoded(pieces(shard, path), tokenizer):
+            for split in ids:
+                writer.append(split, ids[split], num_bytes=sizes[split])
+            bar.update(sum(sizes.values()))
+    os.rename(f"{target}.tmp", target)
+
+
+def append_shard(writer: Writer, target: str) -> None:
+    meta = read_meta(target)
+    for split in SPLITS:
+        writer.append(split, [], num_bytes=meta[f"{split}_bytes"])
+        if meta[f"{split}_tokens"]:
+            ids = np.memmap(os.path.join(target, f"{split}.bin"), DTYPES[meta["dtype"]], mode="r")
+            for first in range(0, len(ids), 2**20):
+                writer.append(split, ids[first : first + 2**20])
+
+
+tokenizer.encode("")  # fails early if its vocabulary cannot be loaded
+revision = "main"
+paths = list_parquet_files(revision)
+if not paths:
+    revision = "refs/convert/parquet"  # where the hub keeps its conversion of other formats
+    paths = list_parquet_files(revision)
+if not paths:
+    raise UserError(f"--hub_dataset={hub_dataset} has no parquet files in hub_folder={hub_folder}.")
+paths = paths[: shards or None]
+source = {"name": f"{hub_dataset}/{hub_folder}", "shards": paths, "column": column}
+source |= {"val_fraction": val_fraction, "seed": seed}
+targets = [os.path.join(unfinished, f"{shard:05d}") for shard in range(len(paths))]
+missing = [
+    shard
+    for shard, target in enumerate(targets)
+    if not os.path.exists(target) or read_meta(target)["source"] != source
+]
+if len(missing) < len(paths):
+    print(f"resuming after {len(paths) - len(missing)} of {len(paths)} shards")
+downloaded = texts.in_threads(download, [paths[shard] for shard in missing], threads=1, ahead=1)
+for shard, path in zip(missing, downloaded, strict=True):
+    tokenize(shard, path, targets[shard])
+    os.remove(path)
+with Writer(folder, tokenizer, source) as writer:
+    for target in targets:
+        append_shard(writer, target)
+shutil.rmtree(unfinished)
+for split, tokens in writer.counts.items():
+    print(f"{os.path.join(folder, split)}.bin: {tokens:,} tokens")

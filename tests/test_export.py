@@ -1,0 +1,179 @@
+"""tools/export.py: transformers gives the same logits, text and tokens, and nothing is lost."""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from test_gpt2 import FILES, val_losses
+
+from core import checkpoint
+from core.generate import Sampling, generate
+from core.tokenizer import UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer
+from model import GPT, GPTConfig
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("safetensors")
+
+
+@pytest.fixture
+def bpe(folio_data, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folio_data("tiktoken-cache")))
+
+
+def save_ours(path, tokenizer, **more) -> GPT:
+    torch.manual_seed(1)
+    args = dict(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=2, n_head=2, n_embd=32)
+    args |= more
+    model = GPT(GPTConfig(**args)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 0.0, 0.2)
+    state = {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer.to_dict()}
+    checkpoint.save({**state, "step": 3, "best_val_loss": 1.0}, str(path))
+    return model
+
+
+TEXTS = ["Hello world! It's 10 o'clock;\n\n  naïve 你好 don't", "def f(x):\n\treturn x  # 3.14\n"]
+MORE = [" <|user|>", "<|assistant|>"]  # tokens beyond GPT-2's own
+TOKENIZERS = {
+    "gpt2": GPT2Tokenizer(),
+    "gpt2 and more": GPT2Tokenizer(MORE),
+    "char": CharTokenizer.from_text("".join(TEXTS), ["<|endoftext|>", UNK]),
+    "char alone": CharTokenizer.from_text("".join(TEXTS)),
+    "byte": ByteTokenizer(),
+}
+
+
+CASES = [
+    ("gpt2", {}),
+    ("gpt2 and more", {"dropout": 0.2}),
+    ("char", {"bias": False, "activation": "gelu"}),
+    ("char alone", {"zero_init": True}),
+    ("byte", {"activation": "relu2"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), CASES)
+def test_transformers_gives_the_same_logits_text_and_tokens(bpe, script, tmp_path, kind, fields):
+    tokenizer = TOKENIZERS[kind]
+    ours = save_ours(tmp_path / "ckpt.pt", tokenizer, **fields)
+    script("tools.export", "--out_dir=ckpt.pt", "--to=hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    idx = torch.randint(tokenizer.vocab_size, (2, 64))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(idx).logits, ours(idx), atol=1e-4, rtol=0)
+    ids = torch.tensor([tokenizer.encode("Hello").tolist()])
+    theirs.generation_config.eos_token_id = None  # ours was not told to stop there either
+    expected = theirs.generate(ids, max_new_tokens=30, do_sample=False, pad_token_id=0)
+    found = torch.stack(list(generate(ours, ids, 30, Sampling(temperature=0))), dim=1)
+    assert expected[:, ids.size(1) :].tolist() == found.tolist()
+    for text in TEXTS:
+        assert theirs_tokenizer.encode(text) == tokenizer.encode(text).tolist()
+        assert theirs_tokenizer.decode(tokenizer.encode(text).tolist()) == text
+    assert theirs_tokenizer.eos_token_id == tokenizer.special.get("<|endoftext|>")
+    for name, i in tokenizer.special.items():
+        assert theirs_tokenizer.convert_tokens_to_ids(name) == i
+
+
+@pytest.mark.parametrize(("kind", "fields"), CASES)
+def test_there_and_back_again_loses_not_a_bit(bpe, script, tmp_path, kind, fields):
+    tokenizer = TOKENIZERS[kind]
+    ours = save_ours(tmp_path / "ckpt.pt", tokenizer, **fields)
+    script("tools.export", "--out_dir=ckpt.pt", "--to=hf")
+    loaded = checkpoint.load(str(tmp_path / "hf"))
+    assert loaded["tokenizer"] == tokenizer.to_dict()
+    for name, tensor in ours.state_dict().items():
+        padded = name in ("transformer.wte.weight", "lm_head.weight")
+        rows = tokenizer.vocab_size if padded else None
+        assert torch.equal(tensor[:rows], loaded["model"][name][:rows]), name
+    script("tools.export", "--out_dir=hf", "--to=again")
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("hf", "again")
+    )
+    assert first == second and len(first) == 5
+
+
+def test_gpt2_in_tokenizer_json_is_recognised_by_its_tokens(bpe, script, tmp_path):
+    for kind in ("gpt2", "gpt2 and more", "byte"):
+        save_ours(tmp_path / "ckpt.pt", TOKENIZERS[kind])
+        script("tools.export", "--out_dir=ckpt.pt", f"--to={kind}")
+        (tmp_path / kind / "folio_tokenizer.json").unlink()  # as others write the folder
+        expected = TOKENIZERS[kind].to_dict() if kind != "byte" else None
+        assert checkpoint.load(str(tmp_path / kind))["tokenizer"] == expected
+
+
+EXPRESSED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "activation"}
+EXPRESSED |= {"dropout", "zero_init"}  # which matter in training only
+BEYOND = [field.name for field in fields(GPTConfig) if field.name not in EXPRESSED]
+
+
+@pytest.mark.parametrize("field", BEYOND)
+def test_what_gpt2_cannot_express_is_refused_by_name(script, tmp_path, field):
+    value = type(getattr(GPTConfig, field))(1)  # True, 1 or 1.0
+    save_ours(tmp_path / "ckpt.pt", ByteTokenizer(), **{field: value})
+    said = script("tools.export", "--out_dir=ckpt.pt", "--to=hf", status=2).stderr
+    assert f"{field}={value}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("activation", "silu"), ("experts", 8)])
+def test_a_field_that_nobody_has_thought_of_yet_is_refused_too(script, tmp_path, name, value):
+    save_ours(tmp_path / "ckpt.pt", ByteTokenizer())
+    saved = torch.load(tmp_path / "ckpt.pt")
+    saved["model_args"][name] = value
+    checkpoint.save(saved, str(tmp_path / "ckpt.pt"))
+    said = script("tools.export", "--out_dir=ckpt.pt", "--to=hf", status=2).stderr
+    assert f"{name}={value}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_a_parameter_that_gpt2_does_not_have_is_refused_by_name(script, tmp_path):
+    save_ours(tmp_path / "ckpt.pt", ByteTokenizer())
+    saved = torch.load(tmp_path / "ckpt.pt")
+    saved["model"]["transformer.h.0.gate.bias"] = torch.ones(1)
+    checkpoint.save(saved, str(tmp_path / "ckpt.pt"))
+    said = script("tools.export", "--out_dir=ckpt.pt", "--to=hf", status=2).stderr
+    assert "transformer.h.0.gate.bias" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_an_export_never_overwrites(script, tmp_path):
+    save_ours(tmp_path / "ckpt.pt", ByteTokenizer())
+    (tmp_path / "hf").mkdir()
+    assert "exists" in script("tools.export", "--out_dir=ckpt.pt", "--to=hf", status=2).stderr
+    assert list((tmp_path / "hf").iterdir()) == []
+    assert "--to=" in script("tools.export", "--out_dir=ckpt.pt", status=2).stderr
+
+
+def test_an_export_to_a_full_disk_leaves_nothing(tmp_path):
+    save_ours(tmp_path / "ckpt.pt", ByteTokenizer(), n_embd=256)
+    command = f"ulimit -f 100; {sys.executable} -m tools.export --out_dir=ckpt.pt --to=hf"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "--to=hf cannot be written" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_without_a_tokenizer_the_weights_are_exported(script, tmp_path):
+    save_ours(tmp_path / "ckpt.pt", ByteTokenizer())
+    saved = torch.load(tmp_path / "ckpt.pt") | {"tokenizer": None}
+    checkpoint.save(saved, str(tmp_path / "ckpt.pt"))
+    assert "no tokenizer" in script("tools.export", "--out_dir=ckpt.pt", "--to=hf").stdout
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == sorted(FILES)
+
+
+def test_an_export_continues_training_at_the_same_loss(script, toy, tmp_path):
+    run = [*TINY, "--dataset=toy", "--compile=False", "--eval_iters=1000"]
+    script("train.py", *run, "--out_dir=first", "--max_iters=30")
+    script("tools.export", "--out_dir=first", "--to=hf")
+    tune = [*run, "--init_from=hf", "--out_dir=second", "--max_iters=30"]
+    losses = val_losses(script("train.py", *tune).stdout)
+    before = val_losses(script("train.py", *run, "--init_from=first", "--eval_only").stdout)[0]
+    assert losses[0] == pytest.approx(before, abs=2e-4) and losses[-1] < losses[0] - 0.1

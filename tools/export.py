@@ -1,0 +1,163 @@
+"""Write a checkpoint of GPT-2's architecture as a folder for Hugging Face's transformers.
+
+    python -m tools.export --out_dir=out/gpt2 --to=my-gpt2
+
+Then AutoModelForCausalLM.from_pretrained("my-gpt2") and AutoTokenizer load it, and so does
+--init_from=my-gpt2 here. core/gpt2.py describes the folder's files.
+"""
+
+import sys
+
+if not __package__:  # started by its path
+    command = "python -m tools.export"
+    print(f"start it as a module from the repository's root: {command}", file=sys.stderr)
+    sys.exit(2)
+
+import json
+import os
+import shutil
+from dataclasses import fields
+
+import torch
+
+from configurator import configure
+from core import UserError, checkpoint
+from core.gpt2 import ACTIVATIONS, FIXED, TRANSPOSED
+from core.tokenizer import END, Tokenizer
+from model import GPTConfig
+
+# ---- settings ------------------------------------------------------------------------------------
+out_dir = ""  # a run's folder, a .pt file, or gpt2 and its like; by default the newest run
+to = ""  # the folder to write, which must not exist yet
+globals().update(configure(__file__))
+
+import tokenizers  # only now, so that a missing package is one sentence
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tiktoken.load import read_file_cached
+from tokenizers import decoders, models, pre_tokenizers
+
+# the fields of GPTConfig that GPT-2's format has, besides known values of `activation`, ...
+EXPRESSED = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
+TRAINING = ("dropout", "zero_init")  # ... and those that a trained model does without
+MODULES = ("wte", "wpe", "c_attn", "c_proj", "c_fc", "ln_1", "ln_2", "ln_f")
+ENCODINGS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"  # as in tiktoken
+
+
+# ---- the model -----------------------------------------------------------------------------------
+def complete(model_args: dict) -> dict:
+    """All fields of GPTConfig; UserError for one that GPT-2's format cannot express."""
+    defaults = {field.name: field.default for field in fields(GPTConfig)}
+    args = defaults | model_args
+    for name, value in args.items():
+        known = name == "activation" and value in ACTIVATIONS.values()
+        if name not in (*EXPRESSED, *TRAINING) and value != defaults.get(name) and not known:
+            raise UserError(f"{name}={value}: GPT-2's format cannot express this.")
+    return args
+
+
+def to_hf(ours: dict[str, torch.Tensor], args: dict) -> dict[str, torch.Tensor]:
+    """Our tensors by their names: the reverse of core.gpt2.from_hf.
+
+    Biases that the model does without become zeros.
+    """
+    theirs = {}
+    for name, tensor in ours.items():
+        if name == "lm_head.weight":  # tied
+            continue
+        module = name.rpartition(".")[0].rpartition(".")[2]
+        if module not in MODULES:
+            raise UserError(f"{name}: GPT-2's format has no such parameter.")
+        theirs[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
+        if not args["bias"] and module not in ("wte", "wpe"):
+            theirs[name.removesuffix("weight") + "bias"] = torch.zeros(theirs[name].size(-1))
+    theirs["transformer.wte.weight"] = ours["transformer.wte.weight"][: args["vocab_size"]].clone()
+    return theirs
+
+
+def config_json(args: dict, end: int | None) -> dict:
+    """Their configuration. end: the id of the end-of-text token."""
+    config = {name: args[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+    config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    config |= {"n_positions": args["block_size"], "bos_token_id": end, "eos_token_id": end}
+    config |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    return config | {"activation_function": names[args["activation"]]} | FIXED
+
+
+# ---- the tokenizer -------------------------------------------------------------------------------
+def to_hf_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """One of Hugging Face's `tokenizers` that gives the same ids."""
+    if tokenizer.kind == "char":
+        vocab = {piece: i for i, piece in enumerate(tokenizer.pieces)}
+        theirs = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+        every_character = tokenizers.Regex(r"[\s\S]")
+        theirs.pre_tokenizer = pre_tokenizers.Split(every_character, "isolated")
+        theirs.decoder = decoders.Fuse()
+    else:
+        vocab, merges = byte_vocab(), []
+        if tokenizer.kind == "gpt2":
+            tokenizer.encode("")  # tiktoken now has its two files
+            vocab = json.loads(read_file_cached(f"{ENCODINGS}/encoder.json"))
+            lines = read_file_cached(f"{ENCODINGS}/vocab.bpe").decode().split("\n")
+            merges = [tuple(line.split()) for line in lines[1:-1]]  # the first is its version
+        theirs = tokenizers.Tokenizer(models.BPE(vocab, merges))
+        words = tokenizer.kind == "gpt2"
+        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+        theirs.decoder = decoders.ByteLevel()
+    theirs.add_special_tokens(list(tokenizer.special))
+    for name, i in tokenizer.special.items():
+        assert theirs.token_to_id(name) == i, f"{name} has another id"
+    return theirs
+
+
+def byte_vocab() -> dict[str, int]:
+    """The id of each byte by its letter in GPT-2's spelling: itself, or one beyond Latin-1."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    others = (letter for letter in letters if ord(letter) > 255)
+    return {chr(i) if chr(i) in letters else next(others): i for i in range(256)}
+
+
+# ---- the folder ----------------------------------------------------------------------------------
+def to_json(content: dict) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def json_files(args: dict, tokenizer: Tokenizer | None) -> dict[str, str]:
+    """The content of the folder's files by name, but for the weights."""
+    end = tokenizer.special.get(END) if tokenizer else None
+    files = {"config.json": to_json(config_json(args, end))}
+    if tokenizer:
+        about = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        about |= {"model_max_length": args["block_size"], "clean_up_tokenization_spaces": False}
+        about |= {} if end is None else {"bos_token": END, "eos_token": END}
+        files["tokenizer_config.json"] = to_json(about)
+        files["tokenizer.json"] = to_hf_tokenizer(tokenizer).to_str(pretty=True)
+        files["folio_tokenizer.json"] = to_json(tokenizer.to_dict())
+    return files
+
+
+if not to:
+    raise UserError("--to= names the folder to write.")
+if os.path.exists(to):
+    raise UserError(f"--to={to} exists already: name a new folder, or remove it first.")
+loaded = checkpoint.load(out_dir)
+args = complete(loaded["model_args"])
+tensors = to_hf(loaded["model"], args)
+tokenizer = checkpoint.load_tokenizer(loaded) if loaded["tokenizer"] else None
+files = json_files(args, tokenizer)
+unfinished = f"{os.path.normpath(to)}.{os.getpid()}.tmp"
+os.makedirs(unfinished)
+try:
+    save_file(tensors, os.path.join(unfinished, "model.safetensors"), metadata={"format": "pt"})
+    for name, text in files.items():
+        with open(os.path.join(unfinished, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    os.rename(unfinished, to)
+except (OSError, SafetensorError) as error:
+    raise UserError(f"--to={to} cannot be written: {error}.") from None
+finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+if tokenizer is None:
+    print(f"{loaded['path']} has no tokenizer: {to} has the weights only")
+print(f"{loaded['path']} is now {to}, for transformers' AutoModelForCausalLM.from_pretrained")
