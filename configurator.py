@@ -81,12 +81,11 @@ class Setting:
 
 
 def configure(script: str, *also: str | type, words: list | None = None, argv=None) -> dict:
-    """The script's settings, name -> value, after the command line's config files and options.
+    """The script's settings, name -> value, after config files and options; UserError if wrong.
 
     script: its path. also: where more settings stand: another script of the repository, or a
     dataclass, whose fields with a default they are; what the script sets itself comes first.
-    words: a list that gets the arguments that are neither an option nor a .py file, if accepted.
-    UserError for a wrong key, type, value or file.
+    words: a list that gets what is neither an option nor a .py file, if accepted.
     """
     sys.excepthook = print_user_error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends a script by way of its clean-up
@@ -164,7 +163,7 @@ def read_settings(source: str | type) -> dict[str, Setting]:
 def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> dict:
     """What a Python file changes, run in a namespace of its own that starts with `values`."""
     # nanoGPT's config/train_NAME.py trains what config/NAME.py trains here
-    plain = os.path.join(os.path.dirname(path), os.path.basename(path).removeprefix("train_"))
+    plain = path.replace("train_", "", 1)
     path = path if os.path.isfile(path) or not os.path.isfile(plain) else plain
     if not os.path.isfile(path):
         there = glob.glob(os.path.join(os.path.dirname(path) or "config", "*.py"))

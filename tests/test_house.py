@@ -56,7 +56,7 @@ def is_script(path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path", filter(is_script, ROOMS), ids=lambda path: str(path.relative_to(ROOT))
+    "path", list(filter(is_script, ROOMS)), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_started_by_its_path_a_module_says_how_it_is_started(path, tmp_path):
     result = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)
