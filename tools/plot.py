@@ -1,10 +1,16 @@
 """Draw the loss curves of one run or several into a PNG.
 
-    python plot.py out/shakespeare_char
-    python plot.py out/one out/two --x=time --png=compared.png
+    python -m tools.plot out/shakespeare_char
+    python -m tools.plot out/one out/two --x=time --png=compared.png
 
 Training loss is the line, validation loss the dots; accuracy, where a run has it, stands below.
 """
+
+import sys
+
+if not __package__:  # started by its path
+    print("start it from the repository's root: python -m tools.plot out/RUN", file=sys.stderr)
+    sys.exit(2)
 
 import os
 from typing import Literal
@@ -13,27 +19,26 @@ from configurator import configure
 from core import UserError, log
 
 # ---- settings ------------------------------------------------------------------------------------
-x: Literal["step", "tokens", "time"] = "step"  # updates, tokens trained on, or seconds of training
+x: Literal["step", "tokens", "time"] = "step"  # steps, tokens trained on, or seconds of training
 png = "loss.png"  # the file to write
-smooth = 0.5  # of training loss: the share of the past in its running mean, 0 = none
+smooth = 0.5  # weight of the past in the running mean of the training loss, 0 = none
 runs: list[str] = []
 globals().update(configure(__file__, words=runs))
 if not runs:
-    raise UserError("name the folders of the runs to draw: python plot.py out/shakespeare_char")
-try:
-    import matplotlib
+    raise UserError("name the folders of the runs to draw: python -m tools.plot out/RUN")
+if not smooth < 1:
+    raise UserError(f"smooth={smooth} is not accepted: a number at least 0 and below 1.")
+import matplotlib
 
-    matplotlib.use("Agg")  # no screen is needed
-    from matplotlib import pyplot
-except ImportError:
-    raise UserError("plot.py needs `pip install matplotlib`.") from None
+matplotlib.use("Agg")  # no screen is needed
+from matplotlib import pyplot
 
 
 # ---- the curves ----------------------------------------------------------------------------------
-def places(updates: list[dict]) -> dict[int, float]:
-    """step -> its place on the axis."""
+def positions(training: list[dict]) -> dict[int, float]:
+    """step -> its position on the axis."""
     found, seconds, before = {0: 0.0}, 0.0, 0
-    for record in updates:
+    for record in training:
         seconds, before = seconds + record["ms"] / 1e3 * (record["step"] - before), record["step"]
         found[before] = {"step": before, "tokens": record["tokens"], "time": seconds}[x]
     return found
@@ -47,34 +52,34 @@ def running_mean(values: list[float]) -> list[float]:
     return means
 
 
-def at(step: int, place: dict[int, float]) -> float:
-    """The place of a step between two that were logged."""
-    before = max(s for s in place if s <= step)
-    after = min((s for s in place if s >= step), default=before)
-    share = (step - before) / (after - before) if after > before else 0.0
-    return place[before] + share * (place[after] - place[before])
+def position_of(step: int, position: dict[int, float]) -> float:
+    """The position of a step, which may lie between two that were logged."""
+    before = max(s for s in position if s <= step)
+    after = min((s for s in position if s >= step), default=before)
+    fraction = (step - before) / (after - before) if after > before else 0.0
+    return position[before] + fraction * (position[after] - position[before])
 
 
 drawn = []
 for folder in runs:
     records = log.read(os.path.join(folder, "log.jsonl"))
-    updates = [r for r in records if "loss" in r]
+    training = [r for r in records if "loss" in r]
     evaluations = [r for r in records if "val_loss" in r]
-    if not updates and not evaluations:
+    if not training and not evaluations:
         raise UserError(f"{folder}/log.jsonl has nothing to draw: name the folder of a run.")
-    drawn.append((os.path.normpath(folder), updates, evaluations))
+    drawn.append((os.path.normpath(folder), training, evaluations))
 with_accuracy = any("val_accuracy" in r for _, _, evals in drawn for r in evals)
 rows = 2 if with_accuracy else 1
 figure, axes = pyplot.subplots(
     rows, 1, figsize=(8, 4.5 if rows == 1 else 6.5), sharex=True, squeeze=False, dpi=110
 )
 in_view: list[float] = []  # losses after the first twentieth of a run, which is steep
-for number, (folder, updates, evaluations) in enumerate(drawn):
-    place, color = places(updates), f"C{number}"
-    train = [place[r["step"]] for r in updates]
-    smoothed = running_mean([r["loss"] for r in updates])
+for number, (folder, training, evaluations) in enumerate(drawn):
+    position, color = positions(training), f"C{number}"
+    train = [position[r["step"]] for r in training]
+    smoothed = running_mean([r["loss"] for r in training])
     axes[0, 0].plot(train, smoothed, color=color, linewidth=1.5)
-    where = [at(r["step"], place) for r in evaluations]
+    where = [position_of(r["step"], position) for r in evaluations]
     label = folder
     if evaluations:
         label += f": {min(r['val_loss'] for r in evaluations):.4f}"
@@ -82,12 +87,12 @@ for number, (folder, updates, evaluations) in enumerate(drawn):
     axes[0, 0].plot(where, losses, "o:", color=color, markersize=5, linewidth=1, label=label)
     both = list(zip(train + where, smoothed + losses, strict=True))
     in_view += [loss for at_x, loss in both if at_x >= max(train + where) / 20]
-    right = [(w, r["val_accuracy"]) for w, r in zip(where, evaluations, strict=True)
-             if "val_accuracy" in r]  # fmt: skip
-    if right:
-        axes[1, 0].plot(*zip(*right, strict=True), "o:", color=color, markersize=5, linewidth=1)
-units = {"step": "updates", "tokens": "tokens", "time": "seconds of training"}
-axes[0, 0].set_ylabel("loss, nats a token")
+    pairs = zip(where, evaluations, strict=True)
+    accuracy = [(at, r["val_accuracy"]) for at, r in pairs if "val_accuracy" in r]
+    if accuracy:
+        axes[1, 0].plot(*zip(*accuracy, strict=True), "o:", color=color, markersize=5, linewidth=1)
+units = {"step": "steps", "tokens": "tokens", "time": "seconds of training"}
+axes[0, 0].set_ylabel("loss, nats per token")
 axes[0, 0].set_ylim(top=1.05 * max(in_view))
 axes[0, 0].legend(title="run: lowest validation loss", frameon=False)
 if with_accuracy:
