@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from core import UserError, checkpoint
+from core.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
 
 ARGS = dict(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
@@ -73,10 +74,10 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="damaged"):
             checkpoint.load("b.pt")
     torch.save([1, 2], "c.pt")
-    with pytest.raises(UserError, match="no checkpoint of"):
+    with pytest.raises(UserError, match="not a checkpoint of"):
         checkpoint.load("c.pt")
     torch.save({"model": Evil(), "model_args": {}}, "d.pt")
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load("d.pt")
     assert not os.path.exists("evil")  # nothing in a checkpoint is run
     with pytest.raises(UserError, match=r"no checkpoint nowhere\.pt"):
@@ -107,10 +108,10 @@ def test_nanogpts_checkpoint_is_the_same_model(tmp_path):
     torch.save(nanogpt_state(model, 65), path)
     loaded = checkpoint.load(path)
     assert loaded["step"] == 3 and loaded["best_val_loss"] == 1.5 and loaded["tokenizer"] is None
-    again = GPT.from_weights(loaded["model_args"], loaded["model"]).eval()
+    again = GPT.from_state_dict(loaded["model_args"], loaded["model"]).eval()
     idx = torch.randint(65, (2, 16))
     torch.testing.assert_close(again(idx), model(idx))
-    assert loaded["optimizers"][0]["state"][0]["exp_avg"].shape == again.lm_head.weight.shape
+    assert loaded["optimizers"]["adamw"]["state"][0]["exp_avg"].shape == again.lm_head.weight.shape
 
 
 def test_nanogpts_rounded_vocabulary_is_gpt2s(tmp_path):
@@ -121,24 +122,55 @@ def test_nanogpts_rounded_vocabulary_is_gpt2s(tmp_path):
     torch.save(state, tmp_path / "ckpt.pt")
     loaded = checkpoint.load(str(tmp_path / "ckpt.pt"))
     assert loaded["model_args"]["vocab_size"] == 50257 and loaded["tokenizer"] == {"kind": "gpt2"}
-    GPT.from_weights(loaded["model_args"], loaded["model"])
+    GPT.from_state_dict(loaded["model_args"], loaded["model"])
 
 
-def test_an_earlier_run_is_set_aside_never_overwritten(tmp_path):
+def test_an_earlier_run_is_kept_never_overwritten(tmp_path):
     run = tmp_path / "run"
-    assert checkpoint.set_aside(str(run)) is None
+    assert checkpoint.backup_previous_run(str(run)) is None
     for n in (1, 2):
         run.mkdir()
         (run / "log.jsonl").write_text(str(n))
-        assert checkpoint.set_aside(str(run)) == f"{run}-{n}"
+        assert checkpoint.backup_previous_run(str(run)) == f"{run}-{n}"
     assert [(tmp_path / f"run-{n}" / "log.jsonl").read_text() for n in (1, 2)] == ["1", "2"]
 
 
-def test_the_newest_run_is_found(tmp_path):
+def test_the_newest_run_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint under out/"):
+        checkpoint.resolve_checkpoint("")
     for i, name in enumerate(("old", "new", "older")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "ckpt.pt").write_text("")
-        os.utime(tmp_path / name / "ckpt.pt", (0, 100 - abs(i - 1)))
-    assert checkpoint.newest_run(str(tmp_path)) == str(tmp_path / "new")
-    with pytest.raises(UserError, match="no checkpoint under"):
-        checkpoint.newest_run(str(tmp_path / "old" / "nothing"))
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "ckpt.pt").write_text("")
+        os.utime(tmp_path / "out" / name / "ckpt.pt", (0, 100 - abs(i - 1)))
+    assert checkpoint.resolve_checkpoint("") == os.path.join("out", "new", "ckpt.pt")
+
+
+def test_a_runs_folder_gives_its_own_logits(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**ARGS)).eval()
+    state = {"model": model.state_dict(), "model_args": ARGS, "tokenizer": None}
+    checkpoint.save(state, str(tmp_path / "ckpt.pt"))
+    idx = torch.randint(65, (2, 16))
+    assert torch.equal(GPT.from_pretrained(str(tmp_path)).eval()(idx), model(idx))
+
+
+def test_a_tied_model_starts_an_untied_one_with_a_copy_of_its_head(tmp_path):
+    tokenizer = CharTokenizer(map(chr, range(65)))
+    model, path = GPT(GPTConfig(**ARGS)), str(tmp_path / "ckpt.pt")
+    state = {"model": model.state_dict(), "model_args": ARGS, "tokenizer": tokenizer.to_dict()}
+    checkpoint.save(state, path)
+    wanted = GPTConfig(**ARGS, untied_head=True, dropout=0.1)
+    started, resumed = checkpoint.start_model(GPT, wanted, path, "", tokenizer)
+    assert resumed is None and started.config.dropout == 0.1
+    head, wte = started.lm_head.weight, started.transformer.wte.weight
+    assert torch.equal(head, wte) and head.data_ptr() != wte.data_ptr()
+
+
+def test_resuming_compares_the_kind_of_the_optimizer(tmp_path):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer, scaler = torch.optim.SGD([p], lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
+    loaded = {"path": "x", "optimizers": {"adamw": optimizer.state_dict()}, "scaler": {}}
+    checkpoint.restore_optimizers(loaded, {"adamw": optimizer}, scaler)
+    with pytest.raises(UserError, match="trained with adamw"):
+        checkpoint.restore_optimizers(loaded, {"muon": optimizer}, scaler)

@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-from configurator import configure, say_in_one_sentence
-from core import UserError
+from configurator import configure
+from core import UserError, print_user_error
 from model import GPTConfig
 
 SCRIPT = '''
 """A script."""
 from typing import Literal
 steps = 10  # how many
-batch_size = 4  # rows
+batch_size = 4  # sequences
 rate = 0.5  # how fast
 name = "x"  # what
 fast = False  # whether
@@ -63,16 +63,16 @@ def test_config_files_leave_no_names_behind(settings, tmp_path):
     ("argument", "sentence"),
     [
         ("--stepps=3", "no setting stepps; the nearest is steps"),
-        ("--steps=many", "steps='many' is not accepted: a whole number"),
+        ("--steps=many", "steps='many' is not accepted: an integer"),
         ("--steps=1.5", "steps=1.5 is not accepted"),
         ("--steps=True", "steps=True is not accepted"),
         ("--rate=fast", "a number"),
         ("--fast=3", "True or False"),
-        ("--batch_size=0", "batch_size=0 is not accepted: a whole number at least 1"),
+        ("--batch_size=0", "batch_size=0 is not accepted: an integer at least 1"),
         ("--compile=maybe", "one of auto, True, False"),
         ("--compile=1", "compile=1 is not accepted"),
         ("--kind=c", "one of a, b"),
-        ("--steps", "--steps needs a value: a whole number"),
+        ("--steps", "--steps needs a value: an integer"),
         ("nowhere.py", "no config file nowhere.py"),
     ],
 )
@@ -98,24 +98,15 @@ def test_a_mistake_in_a_config_file_names_the_file(settings, tmp_path, content, 
     assert sentence in str(caught.value) and "bad.py" in str(caught.value)
 
 
-def test_a_preset_stands_for_settings_that_may_be_set_beside_it(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text('model = ""  # a size\nwidth = 4  # of it\ndepth = 2  # of it\nconfigure()\n')
-    presets = {"model": {"big": {"width": 64, "depth": 8}}}
+def test_the_beginning_of_a_name_serves_if_only_one_begins_so(settings):
+    assert settings("--comp=True", "--na", "y")["name"] == "y"
+    with pytest.raises(UserError, match="no setting s;"):
+        settings("--s=1", "--steps2=1")
 
-    def configured(*argv):
-        values = configure(str(script), presets=presets, argv=list(argv))
-        return values["width"], values["depth"]
 
-    (tmp_path / "c.py").write_text("width = 4\nmodel = 'big'\n")
-    config = str(tmp_path / "c.py")
-    assert configured() == (4, 2)
-    assert configured("--model=big") == (64, 8)
-    assert configured("--model=big", "--depth=3") == (64, 3)
-    assert configured(config) == (4, 8)  # the default, but said
-    assert configured(config, "--model", "big") == (64, 8)
-    with pytest.raises(UserError, match="one of big"):
-        configured("--model=biggest")
+def test_numbers_must_not_be_negative(settings):
+    with pytest.raises(UserError, match="an integer at least 0"):
+        settings("--steps=-1")
 
 
 def test_help_lists_every_setting_with_default_and_comment(script):
@@ -151,14 +142,17 @@ def test_bare_train_says_which_data_is_missing(script):
 def test_every_shipped_config_is_accepted_and_opens_with_its_command():
     import runpy
 
-    for path in sorted((ROOT / "config").glob("*.py")):
-        assert f"config/{path.name}" in "".join(path.read_text().splitlines()[:3]), path
+    projects = [p for p in ROOT.glob("projects/*/*.py") if "import " not in p.read_text()]
+    assert len(projects) > 10
+    for path in sorted([*(ROOT / "config").glob("*.py"), *projects]):
+        name = path.relative_to(ROOT)
+        assert str(name) in "".join(path.read_text().splitlines()[:3]), path
         assert runpy.run_path(str(path), init_globals={"max_iters": 1, "learning_rate": 1.0})
 
 
 def test_out_of_gpu_memory_names_the_settings_to_lower(capfd):
     with pytest.raises(SystemExit) as left:
-        say_in_one_sentence(torch.OutOfMemoryError, torch.OutOfMemoryError("tried 2 GiB"), None)
+        print_user_error(torch.OutOfMemoryError, torch.OutOfMemoryError("tried 2 GiB"), None)
     assert left.value.code == 2
     said = capfd.readouterr().err
     assert all(name in said for name in ("--batch_size", "--block_size", "tried 2 GiB"))

@@ -11,32 +11,28 @@ import pytest
 import torch
 from conftest import ROOT
 
-from core import UserError, dataset
-from core.batches import Batches
+from core import UserError
+from core.batches import Batches, fold_in
 from core.dataset import Writer
-from core.runtime import Runtime, seed_at
 from core.tokenizer import ByteTokenizer, CharTokenizer
 
-CPU = Runtime(torch.device("cpu"))
+
+def open_data(folder, T=16, batch_size=4, seed=0, rank=0, world_size=1, ramp=0) -> Batches:
+    """The data as that rank of so many would see it."""
+    data = Batches(folder, T, batch_size, seed, "cpu", ramp)
+    data.rank, data.world_size = rank, world_size
+    return data
 
 
-def rank(r: int, world_size: int) -> Runtime:
-    return Runtime(torch.device("cpu"), r, r, world_size)
-
-
-def open_data(folder, T=16, rows=4, seed=0, runtime=CPU) -> Batches:
-    return Batches(folder, T, rows, seed, runtime)
-
-
-def test_a_row_predicts_its_next_token(numbers):
+def test_a_sequence_predicts_its_next_token(numbers):
     data = open_data(numbers())
     x, y = data.batch("train", 3)
     assert x.shape == y.shape == (4, 16) and x.dtype == torch.int64
     assert torch.equal((x + 1) % 256, y)
 
 
-def test_an_epoch_reads_each_row_once_and_the_next_one_is_cut_elsewhere(numbers):
-    data = open_data(numbers(train=16 * 10 + 1), rows=1)  # nine rows an epoch
+def test_an_epoch_reads_each_sequence_once_and_the_next_is_cut_elsewhere(numbers):
+    data = open_data(numbers(train=16 * 10 + 1), batch_size=1)  # nine sequences per epoch
     starts = data.shuffled_starts("train", np.arange(9 * 20)).reshape(20, 9)
     for epoch in starts:
         assert len(set(epoch)) == 9 and len({start % 16 for start in epoch}) == 1
@@ -44,51 +40,49 @@ def test_an_epoch_reads_each_row_once_and_the_next_one_is_cut_elsewhere(numbers)
     assert len({tuple(np.argsort(epoch)) for epoch in starts}) == 20
 
 
-def test_rows_depend_on_seed_step_and_row_alone(numbers):
+def test_sequences_depend_on_seed_step_and_number_alone(numbers):
     folder = numbers()
     data = open_data(folder)
     late = data.batch("train", 50)[0]
     assert torch.equal(open_data(folder).batch("train", 50)[0], late)
     assert not torch.equal(open_data(folder, seed=1).batch("train", 50)[0], late)
-    wide = open_data(folder, rows=8).batch("train", 25)[0]  # rows 200 to 207 either way
+    wide = open_data(folder, batch_size=8).batch("train", 25)[0]  # sequences 200 to 207 either way
     assert torch.equal(wide[:4], late)
 
 
-def test_ranks_share_the_rows_of_one_process(numbers):
+def test_ranks_share_the_sequences_of_one_process(numbers):
     folder = numbers()
     whole = open_data(folder).batch("train", 7)
-    shares = [open_data(folder, runtime=rank(r, 2)).batch("train", 7) for r in (0, 1)]
+    shares = [open_data(folder, rank=r, world_size=2).batch("train", 7) for r in (0, 1)]
     for one, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert torch.equal(one, torch.cat(parts))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_a_growing_batch_reads_the_same_rows_on_any_number_of_ranks(numbers, world_size):
-    folder, rows, ramp = numbers(), 24, 10
-    whole = Batches(folder, 8, rows, 0, CPU)
+def test_a_growing_batch_reads_the_same_sequences_on_any_number_of_ranks(numbers, world_size):
+    folder, batch_size, ramp = numbers(), 24, 10
+    whole = open_data(folder, 8, batch_size)
     sizes = []
     for step in range(ramp + 3):
         x, y = [], []
         for rank in range(world_size):
-            runtime = Runtime(CPU.device, rank, rank, world_size)
-            data = Batches(folder, 8, rows, 0, runtime, ramp)
-            part = data.batch("train", step, whole=2)
+            data = open_data(folder, 8, batch_size, 0, rank, world_size, ramp)
+            part = data.batch("train", step, multiple=2)
             assert len(part[0]) % 2 == 0 and len(part[0]) > 0
             x.append(part[0][part[1][:, 0] >= 0])
             y.append(part[1][part[1][:, 0] >= 0])
         x, y = torch.cat(x), torch.cat(y)
-        first = data.rows_before(step)
-        assert len(x) == data.rows_before(step + 1) - first
-        assert data.graded(y, step) == y.numel()
-        expected = whole.splits["train"].rows(
-            whole.shuffled_starts("train", np.arange(first, first + len(x))), 8
-        )
-        assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+        first = data.sequences_before(step)
+        assert len(x) == data.sequences_before(step + 1) - first
+        assert data.num_targets(y, step) == y.numel()
+        starts = whole.shuffled_starts("train", np.arange(first, first + len(x)))
+        expected = whole.splits["train"].sequences(starts, 8)
+        assert np.array_equal(x, expected[0]) and np.array_equal(y, expected[1])
         sizes.append(len(x))
     assert sizes[0] == 2 and sizes[-3:] == [24, 24, 24] and sizes == sorted(sizes)
 
 
-def test_a_mask_grades_its_tokens_as_targets_only(numbers):
+def test_a_mask_is_about_targets_only(numbers):
     data = open_data(numbers(mask=lambda i: i % 3 == 0))
     x, y = data.batch("train", 0)
     following = (x + 1) % 256
@@ -98,14 +92,14 @@ def test_a_mask_grades_its_tokens_as_targets_only(numbers):
     assert 0.25 < (y >= 0).float().mean() < 0.42
 
 
-def test_a_row_alone_is_masked_without_touching_its_input(numbers):
+def test_a_sequence_alone_is_masked_without_touching_its_input(numbers):
     folder = numbers(mask=lambda i: i % 2)
-    data = Batches(folder, 10, 1, 0, CPU)
+    data = open_data(folder, 10, 1)
     x, y = data.batch("train", 0)
     assert x.min() >= 0 and (y == -1).any()
 
 
-def test_rows_of_their_own_are_never_joined(numbers):
+def test_examples_are_never_joined(numbers):
     data = open_data(numbers(train=200, val=100, row_length=10))
     assert data.T == 9
     x, _ = data.batch("train", 0)
@@ -114,25 +108,13 @@ def test_rows_of_their_own_are_never_joined(numbers):
     assert seen.tolist() == list(range(0, 100, 10))
 
 
-@pytest.mark.parametrize("row_length", [None, 10])
-def test_a_file_too_large_for_the_device_gives_the_same_rows(numbers, monkeypatch, row_length):
-    folder = numbers(row_length=row_length, mask=lambda i: i % 2)
-    resident = open_data(folder)
-    monkeypatch.setattr(dataset, "RESIDENT_TOKENS", 0)
-    mapped = open_data(folder)
-    assert mapped.splits["train"].tokens is None
-    for step in range(30):
-        pairs = zip(resident.batch("train", step), mapped.batch("train", step), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
-
-
 @pytest.mark.parametrize("length", [17, 160, 161, 170, 499])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_evaluation_grades_each_token_of_the_split_once(numbers, length, world_size):
+def test_evaluation_has_each_token_of_the_split_once_as_a_target(numbers, length, world_size):
     folder = numbers(val=length)
     targets = []
     for r in range(world_size):
-        batches = list(open_data(folder, runtime=rank(r, world_size)).evaluation("val", 1000, 4))
+        batches = list(open_data(folder, rank=r, world_size=world_size).evaluation("val", 1000, 4))
         assert len(batches) == math.ceil(math.ceil(math.ceil((length - 1) / 16) / world_size) / 4)
         for x, y in batches:
             assert x.shape == y.shape == (4, 16)  # one shape spares a compiler
@@ -154,30 +136,6 @@ def test_the_writer_leaves_the_old_dataset_when_it_fails(numbers):
         writer.append("train", [1, 2, 3])
         raise RuntimeError("the power went")
     assert before == {name: open(f"{folder}/{name}", "rb").read() for name in os.listdir(folder)}
-
-
-def test_a_resumable_writer_goes_on_after_its_checkpoint(tmp_path):
-    folder, coder = tmp_path / "data", ByteTokenizer()
-
-    def write(stop_at=None):
-        with Writer(str(folder), coder, {"name": "x"}, resumable=True) as writer:
-            begun = writer.progress or 0
-            for part in range(begun, 5):
-                writer.append("train", [part] * 10)
-                if part == stop_at:
-                    writer.append("val", [99])  # not secured: it comes again
-                    raise KeyboardInterrupt
-                writer.append("val", [part])
-                writer.checkpoint(part + 1)
-        return begun
-
-    with pytest.raises(KeyboardInterrupt):
-        write(stop_at=3)
-    assert not (folder / "train.bin").exists()
-    assert write() == 3
-    assert np.fromfile(folder / "val.bin", np.uint16).tolist() == [0, 1, 2, 3, 4]
-    assert np.fromfile(folder / "train.bin", np.uint16).tolist() == sorted([*range(5)] * 10)
-    assert sorted(p.name for p in folder.iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
 def test_a_new_dataset_without_masks_drops_the_old_masks(numbers):
@@ -218,10 +176,10 @@ def damage(folder, name, change):
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
-        ("train.bin", lambda b: b[:-1], "no multiple of"),
-        ("train.bin", lambda b: b[:-2], "999 tokens, not 1000"),
-        ("val.bin", lambda b: b"", "0 tokens, not 500"),
-        ("train.bin", lambda b: b[:-2] + b"\xff\xff", "id 65535"),
+        ("train.bin", lambda b: b[:-1], "has 1999 bytes, not those of 1000 tokens"),
+        ("train.bin", lambda b: b[:-2], "has 1998 bytes, not those of 1000 tokens"),
+        ("val.bin", lambda b: b"", "has 0 bytes, not those of 500 tokens"),
+        ("train.bin", lambda b: b"\xff\xff" * (len(b) // 2), "id 65535"),
         ("meta.json", lambda b: b[:20], "is damaged"),
     ],
 )
@@ -229,26 +187,18 @@ def test_damaged_files_are_one_sentence(numbers, name, change, sentence):
     folder = numbers()
     damage(folder, name, change)
     with pytest.raises(UserError, match=sentence):
-        open_data(folder)
+        open_data(folder).batch("train", 0)
 
 
 def test_missing_and_short_data_are_one_sentence(numbers):
     folder = numbers(train=20)
-    with pytest.raises(UserError, match="20 tokens, fewer than the 33 of one row"):
+    with pytest.raises(UserError, match="20 tokens, fewer than one sequence of 33"):
         open_data(folder, T=32)
     os.remove(f"{folder}/val.bin")
-    with pytest.raises(UserError, match=r"val\.bin is not there"):
+    with pytest.raises(FileNotFoundError, match=r"val\.bin"):
         open_data(folder)
     with pytest.raises(UserError, match="need --block_size=63"):
         open_data(numbers(row_length=64))
-
-
-def test_an_id_outside_the_vocabulary_is_found_in_a_large_file_too(numbers, monkeypatch):
-    folder = numbers()
-    damage(folder, "train.bin", lambda b: b"\xff\xff" * (len(b) // 2))
-    monkeypatch.setattr(dataset, "RESIDENT_TOKENS", 0)
-    with pytest.raises(UserError, match="id 65535"):
-        open_data(folder).batch("train", 0)
 
 
 def test_memory_does_not_grow_with_a_mapped_file(tmp_path):
@@ -256,13 +206,10 @@ def test_memory_does_not_grow_with_a_mapped_file(tmp_path):
     program = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import resource, torch, numpy as np
-from core import dataset
 from core.batches import Batches
-from core.runtime import Runtime
-dataset.RESIDENT_TOKENS = 0
 for split in ("train", "val"):
     np.zeros(10**8 if split == "train" else 2000, np.uint16).tofile(split + ".bin")
-data = Batches(".", 1024, 64, 0, Runtime(torch.device("cpu")))
+data = Batches(".", 1024, 64, 0, "cpu")
 for step in range(20): data.batch("train", step)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for step in range(20, 1500): data.batch("train", step)
@@ -275,5 +222,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_seeds_differ_with_each_number():
-    seeds = {seed_at(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
+    seeds = {fold_in(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
     assert len(seeds) == 512 and all(0 <= seed < 2**63 for seed in seeds)

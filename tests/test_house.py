@@ -41,7 +41,9 @@ def test_projects_and_tools_import_only_downwards(path):
         assert name.split(".")[0] in ("core", "model", "configurator") or name.startswith(own)
 
 
-@pytest.mark.parametrize("path", [*TOP, *CORE, *ROOMS], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*TOP, *CORE, *ROOMS], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_files_and_functions_stay_short(path):
     limits = {"model.py": 260, "train.py": 250, "configurator.py": 200}
     text = path.read_text()

@@ -95,7 +95,11 @@ DISTRIBUTED = [*RUN, "--gradient_accumulation_steps=3", "--max_iters=20", "--opt
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_processes_equal_one(script, toy, numbers, tmp_path, masked):
-    run = [*DISTRIBUTED, "--ramp_iters=9", "--warmup_tokens=300"]  # one has none of the first sequence
+    run = [
+        *DISTRIBUTED,
+        "--ramp_iters=9",
+        "--warmup_tokens=300",
+    ]  # one has none of the first sequence
     if masked:  # sequences with different numbers of targets weigh as they do in one process
         numbers(mask=lambda i: (i // 10) % 7 == 0)
         run.append("--dataset=numbers")

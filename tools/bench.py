@@ -80,7 +80,7 @@ def write_random_tokens(folder: str) -> None:
 def train_arguments(folder: str) -> list[str]:
     """The options that differ from train.py's own, for a few steps in that folder."""
     changes = {"max_iters": updates + 2, "log_interval": 1, "eval_interval": 0, "eval_iters": 1}
-    changes |= {"out_dir": os.path.join(folder, "run"), "eval_only": False}
+    changes |= {"out_dir": os.path.join(folder, "run"), "eval_only": False, "ramp_iters": 0}
     if settings["init_from"] in ("resume", "auto"):
         changes["init_from"] = "scratch"
     changes["lr_decay_iters"] = settings["lr_decay_iters"] or settings["max_iters"]
