@@ -43,12 +43,12 @@ if loaded["tokenizer"] is None and dataset:
 tokenizer = checkpoint.load_tokenizer(loaded)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
 model = prepare_for_inference(model, dtype, device)
-known = f"{loaded['step']} steps, validation loss {loaded['best_val_loss']:.4f}"
-print(f"{loaded['path']}: {known}", file=sys.stderr)
 if start.startswith("FILE:"):
     with open(start[5:], encoding="utf-8") as file:
         start = file.read()
 ids = tokenizer.encode_prompt(start) or [tokenizer.start_token]
+known = f"{loaded['step']} steps, validation loss {loaded['best_val_loss']:.4f}"
+print(f"{loaded['path']}: {known}", file=sys.stderr)
 block_size = model.config.block_size
 if len(ids) > block_size:
     print(f"the model reads the last {block_size} tokens of the prompt", file=sys.stderr)

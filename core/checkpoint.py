@@ -85,7 +85,9 @@ def resolve_checkpoint(source: str) -> str:
 def load_tokenizer(loaded: dict) -> Tokenizer:
     """The tokenizer of a checkpoint; UserError if it has none."""
     if loaded["tokenizer"] is None:
-        raise UserError(f"{loaded['path']} has no tokenizer: its vocabulary is unknown.")
+        raise UserError(
+            f"{loaded['path']} has no tokenizer; sample.py takes one by --dataset=NAME."
+        )
     return from_dict(loaded["tokenizer"])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -19,13 +20,47 @@ os.environ["OMP_NUM_THREADS"] = "2"  # before torch counts them: the same for al
 os.environ["OMP_WAIT_POLICY"] = "passive"  # tests share the cores: threads that spin take them
 
 from core.dataset import Writer  # noqa: E402
+from core.generate import Sampling, generate  # noqa: E402
 from core.tokenizer import ByteTokenizer, CharTokenizer  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
 
 TINY = [  # a model that trains in milliseconds
     *("--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4"),
     *("--gradient_accumulation_steps=1", "--eval_iters=3", "--log_interval=1", "--warmup_iters=2"),
     *("--device=cpu", "--dtype=float32", "--learning_rate=0.01"),
 ]
+
+
+SHAPE = dict(vocab_size=65, block_size=16, n_layer=3, n_head=2, n_embd=32)
+MODERN = dict(
+    activation="relu2", rotary=True, rms_norm=True, qk_norm=True, logit_softcap=15.0,
+    untied_head=True, bias=False,
+)  # fmt: skip
+VARIANTS = [
+    {},
+    {**MODERN, "smear": 2},
+    {"rotary": True},
+    {"activation": "gelu"},
+    {"smear": 1},
+    {"window": 4},
+]
+
+
+def small(seed=0, **fields) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{**SHAPE, **fields})).eval()
+    for p in model.parameters():  # away from the symmetric start, so that every term counts
+        torch.nn.init.normal_(p, 0.0 if p.ndim > 1 else 1.0, 0.3)
+    return model
+
+
+def tokens(*shape, seed=1) -> torch.Tensor:
+    return torch.randint(65, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def greedy(model, idx, n) -> torch.Tensor:
+    """The n likeliest tokens after idx (B, T), one after the other: (B, n)."""
+    return torch.stack(list(generate(model, idx, n, Sampling(temperature=0))), dim=1)
 
 
 @pytest.fixture(scope="session")

@@ -98,10 +98,9 @@ def test_a_mistake_in_a_config_file_names_the_file(settings, tmp_path, content, 
     assert sentence in str(caught.value) and "bad.py" in str(caught.value)
 
 
-def test_the_beginning_of_a_name_serves_if_only_one_begins_so(settings):
+def test_the_beginning_of_a_name_serves_if_only_one_begins_so(settings, script):
     assert settings("--comp=True", "--na", "y")["name"] == "y"
-    with pytest.raises(UserError, match="no setting s;"):
-        settings("--s=1", "--steps2=1")
+    assert "no setting beta;" in script("train.py", "--beta=0.9", status=2).stderr
 
 
 def test_numbers_must_not_be_negative(settings):
@@ -142,7 +141,7 @@ def test_bare_train_says_which_data_is_missing(script):
 def test_every_shipped_config_is_accepted_and_opens_with_its_command():
     import runpy
 
-    projects = [p for p in ROOT.glob("projects/*/*.py") if "import " not in p.read_text()]
+    projects = [p for p in ROOT.glob("projects/*/*.py") if "max_iters =" in p.read_text()]
     assert len(projects) > 10
     for path in sorted([*(ROOT / "config").glob("*.py"), *projects]):
         name = path.relative_to(ROOT)

@@ -1,0 +1,160 @@
+"""Generation: with a cache as without, sampling as its options say, int8, compiled steps."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from conftest import VARIANTS, greedy, small, tokens
+
+from core.generate import KVCache, Sampling, compile_decoding, generate, sample_next_token
+from core.kernels import replace_linear
+from model import GPT, GPTConfig
+
+
+def continuation(model, idx, n, seed=None, stop_tokens=(), **sampling) -> torch.Tensor:
+    sampling = Sampling(**{"top_k": 0, "temperature": 1.0, **sampling})
+    return torch.stack(list(generate(model, idx, n, sampling, seed, stop_tokens)), dim=1)
+
+
+def greedy_without_a_cache(model, idx, n) -> torch.Tensor:
+    """The reference: everything is read again for each token."""
+    block_size, new = model.config.block_size, []
+    context = idx[:, -block_size:]
+    for _ in range(n):
+        new.append(model(context)[:, -1].argmax(-1, keepdim=True))
+        context = torch.cat((context, new[-1]), dim=1)
+        if context.size(1) > block_size:
+            context = context[:, -(block_size // 2) :]
+    return torch.cat(new, dim=1)
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_cached_logits_equal_uncached_in_any_split_of_the_tokens(fields):
+    model, idx = small(**fields), tokens(2, 16)
+    whole = model(idx)
+    for parts in ([16], [5, 1, 1, 9], [1] * 16):
+        cache = KVCache(model, 2, 16)
+        for part in idx.split(parts, 1):
+            cache.advance(part.size(1))
+            last = whole[:, cache.length - 1]
+            torch.testing.assert_close(model(part, cache=cache)[:, 0], last, atol=1e-4, rtol=0)
+
+
+def test_a_cache_that_is_too_small_is_noticed():
+    model = small()
+    with pytest.raises(AssertionError, match="the cache is full"):
+        list(generate(model, tokens(1, 4), 10, Sampling(), cache=KVCache(model, 1, 8)))
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_a_cache_changes_no_token_even_past_block_size(fields):
+    model = small(**fields)
+    for length in (1, 7, 16, 40):  # the last is longer than block_size
+        idx = tokens(2, length)
+        cached = greedy(model, idx, 40)
+        assert torch.equal(cached, greedy_without_a_cache(model, idx, 40))
+        alone = [greedy(model, sequence[None], 40)[0] for sequence in idx]
+        assert torch.equal(cached, torch.stack(alone))
+
+
+def test_the_same_seed_samples_the_same_text():
+    model, idx = small(), tokens(1, 4)
+    a, b, c = (continuation(model, idx, 30, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_the_padding_of_the_vocabulary_is_never_sampled_nor_a_target():
+    model = small()
+    assert model.lm_head.weight.shape[0] == 128
+    with torch.no_grad():
+        model.lm_head.weight[65:] = 100.0  # tied: the padded rows would win every time
+    assert continuation(model, tokens(8, 4), 50, temperature=3.0, seed=0).max() < 65
+    assert model(tokens(1, 4)).shape == (1, 4, 65)
+
+
+def test_stop_tokens_end_a_sequence_and_then_the_batch():
+    model, idx = small(), tokens(4, 4)
+    free = continuation(model, idx, 30, temperature=2.0, seed=3)
+    stop = int(free[0, 3])
+    stopped = continuation(model, idx, 30, temperature=2.0, seed=3, stop_tokens=(stop,))
+    assert (stopped == -1).any() and (stopped >= 0).any()
+    for row, full in zip(stopped.tolist(), free.tolist(), strict=True):
+        end = full.index(stop) if stop in full else len(full)
+        assert row == (full[:end] + [-1] * len(full))[: len(row)]
+    every = tuple(range(65))
+    assert list(generate(model, idx, 30, Sampling(), stop_tokens=every)) == []
+
+
+def sampled(logits, n=4000, **options) -> Counter:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([logits]).repeat(n, 1)
+    context = torch.zeros(n, 1, dtype=torch.long)
+    options = Sampling(**{"top_k": 0, "temperature": 1.0, **options})
+    return Counter(sample_next_token(logits, context, options, generator).tolist())
+
+
+def test_sampling_keeps_exactly_what_each_option_says():
+    logits = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
+    counts = sampled(logits)
+    for token, p in enumerate((0.5, 0.3, 0.15, 0.05)):
+        assert abs(counts[token] / 4000 - p) < 0.03
+    assert set(sampled(logits, temperature=0)) == {0}
+    assert set(sampled(logits, top_k=2)) == {0, 1}
+    assert set(sampled(logits, top_k=0)) == {0, 1, 2, 3}
+    assert set(sampled(logits, top_p=0.79)) == {0, 1}
+    assert set(sampled(logits, top_p=0.81)) == {0, 1, 2}
+    assert set(sampled(logits, top_p=0.001)) == {0}  # never nothing
+    assert set(sampled(logits, min_p=0.25)) == {0, 1, 2}
+    assert sampled(logits, temperature=0.5)[0] > counts[0] > sampled(logits, temperature=2.0)[0]
+    # token 0 is the context: log(0.5) * 4 makes it the least likely but one
+    assert sampled(logits, repetition_penalty=4.0)[0] < counts[0] / 4
+    logits, context = torch.tensor([[2.0, 1.5]]), torch.tensor([[0]])
+    assert sample_next_token(logits, context, Sampling(temperature=0)) == 0
+    penalized = Sampling(temperature=0, repetition_penalty=2.0)
+    assert sample_next_token(logits, context, penalized) == 1
+
+
+@pytest.mark.parametrize("fields", VARIANTS[:2])
+def test_int8_weights_are_a_small_change(fields):
+    sizes = dict(vocab_size=65, block_size=32, n_layer=2, n_head=2, n_embd=64)
+    torch.manual_seed(0)
+    exact, rounded = GPT(GPTConfig(**sizes, **fields)), GPT(GPTConfig(**sizes, **fields))
+    rounded.load_state_dict(exact.state_dict())
+    replace_linear(rounded, int8=True).bfloat16()
+    assert not [m for m in rounded.modules() if isinstance(m, torch.nn.Linear)]
+    for count in (1, 3):  # few tokens, and more than are multiplied as bytes
+        idx = tokens(count, 5)
+        a, b = exact(idx), rounded(idx)
+        assert (a - b).norm() < 0.02 * a.norm()
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_a_cache_carried_from_turn_to_turn_changes_no_token(fields):
+    model = small(block_size=64, **fields)
+    cache, said = KVCache(model, 1, 64), torch.zeros(1, 0, dtype=torch.long)
+    for turn in range(4):
+        said = torch.cat((said, tokens(1, 5, seed=turn)), dim=1)
+        reply = list(generate(model, said, 6, Sampling(temperature=0), cache=cache))
+        reply = torch.stack(reply, dim=1)
+        assert torch.equal(reply, greedy(model, said, 6))
+        assert cache.length == said.size(1) + 5
+        said = torch.cat((said, reply), dim=1)
+
+
+@pytest.mark.parametrize("fields", [VARIANTS[0], {**VARIANTS[1], "window": 4}])
+def test_compiled_generation_equals_eager_past_block_size_and_for_another_text(fields):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = small(**fields).to(device)
+    texts = [tokens(2, 7), tokens(2, 1, seed=2), tokens(2, 40, seed=3)]
+    texts = [idx.to(device) for idx in texts]
+    expected = [greedy(model, idx, 20) for idx in texts]
+    cache = KVCache(model, 2, 16)
+    decode, outcome = compile_decoding(model, cache)
+    assert "done" in outcome
+    options = {"sampling": Sampling(temperature=0), "cache": cache, "decode": decode}
+    with torch.compiler.set_stance("fail_on_recompile"):  # it is compiled once
+        for idx, wanted in zip(texts, expected, strict=True):
+            cache.reset()
+            found = torch.stack(list(generate(model, idx, 20, **options)), dim=1)
+            assert torch.equal(found, wanted)
