@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from core.download import NoNetwork, fetch
+from core import UserError
+from core.download import download
 
 TEXT = "What say you to a piece of beef and mustard?\n" * 500
 AWAY = "http://127.0.0.1:9/input.txt"  # nobody listens there
@@ -91,19 +92,10 @@ def test_a_wrong_answer_is_one_sentence_and_leaves_nothing(script, server, tmp_p
         assert left == []
 
 
-def test_without_a_network_python_carries_a_text_until_there_is_one(script, server, tmp_path):
-    result = script("prepare_shakespeare.py", f"--url={AWAY}")
-    folder = tmp_path / "data" / "shakespeare_char"
-    assert "NOT SHAKESPEARE" in result.stdout
-    assert json.loads((folder / "meta.json").read_text())["source"]["fallback"] is True
-    assert len(read_back(folder)) > 300_000
-    # train.py shows what it trains on, and asks for the real text again at each new start
-    train = [*TINY, "--dataset=shakespeare_char", "--max_iters=1", "--compile=False"]
-    away = f"--prepare=prepare_shakespeare.py --url={AWAY}"
-    assert "tokens of Python's language reference" in script("train.py", *train, away).stdout
-    here = f"--prepare=prepare_shakespeare.py --url={server((200, TEXT.encode()))} --sha256="
-    assert f"{folder.parent.name}/shakespeare_char" in script("train.py", *train, here).stdout
-    assert read_back(folder) == TEXT
+def test_without_a_network_it_says_what_serves(script, tmp_path):
+    said = script("prepare_shakespeare.py", f"--url={AWAY}", status=2).stderr
+    assert "cannot be downloaded" in said and "--input" in said
+    assert not (tmp_path / "data" / "shakespeare_char" / "train.bin").exists()
 
 
 def test_train_prepares_what_is_missing(script, tmp_path):
@@ -111,6 +103,8 @@ def test_train_prepares_what_is_missing(script, tmp_path):
     train = [*TINY, "--dataset=shakespeare_char", "--max_iters=1", "--compile=False"]
     prepare = "--prepare=prepare_shakespeare.py --input=my.txt"
     assert "tokens of my.txt" in script("train.py", *train, prepare).stdout
+    module = "--prepare=projects.arithmetic.prepare_addition --digits=1 --held_out=20"
+    assert "sums of numbers" in script("train.py", *train, "--dataset=addition", module).stdout
     failing = "--prepare=prepare_shakespeare.py --input=nowhere.txt"
     result = script("train.py", *train, failing, "--dataset=other", status=None)
     assert result.returncode == 2 and "nowhere.txt" in result.stderr
@@ -123,11 +117,12 @@ def test_bad_input_is_one_sentence(script, tmp_path, content, sentence):
     (tmp_path / "bad.txt").write_bytes(content)
     result = script("prepare_shakespeare.py", "--input=bad.txt", status=2)
     assert sentence in result.stderr
-    assert "no such file" in script("prepare_shakespeare.py", "--input=no.txt", status=2).stderr
+    assert "No such file" in script("prepare_shakespeare.py", "--input=no.txt", status=2).stderr
 
 
-def test_fetch_tells_an_absent_network_from_a_wrong_answer(server, tmp_path):
-    with pytest.raises(NoNetwork):
-        fetch(AWAY, str(tmp_path / "a"), attempts=1)
-    fetch(server((200, b"abc")), str(tmp_path / "b"))
+def test_a_file_is_there_only_once_it_is_whole(server, tmp_path):
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        download(AWAY, str(tmp_path / "a"))
+    download(server((200, b"abc")), str(tmp_path / "b"))
     assert (tmp_path / "b").read_bytes() == b"abc"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
