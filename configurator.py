@@ -1,10 +1,8 @@
 """Settings: a script's own names <- config files <- --key=value, later wins.
 
 A script assigns its settings at its top, one per line, each with a comment, and then says
-
-    globals().update(configure(__file__))
-
-A setting's type is that of its default; `Literal["a", "b"]` as its annotation lists choices.
+`globals().update(configure(__file__))`. A setting's type is that of its default;
+`Literal["a", "b"]` as its annotation lists choices.
 """
 
 import ast
@@ -83,8 +81,7 @@ class Setting:
 def configure(script: str, *also: str | type, words: list | None = None, argv=None) -> dict:
     """The script's settings, name -> value, after config files and options; UserError if wrong.
 
-    script: its path. also: where more settings stand: another script of the repository, or a
-    dataclass, whose fields with a default they are; what the script sets itself comes first.
+    also: where more settings stand: another script of the repository, or a dataclass.
     words: a list that gets what is neither an option nor a .py file, if accepted.
     """
     sys.excepthook = print_user_error
@@ -96,7 +93,7 @@ def configure(script: str, *also: str | type, words: list | None = None, argv=No
         for name, setting in read_settings(path_or_class).items():
             settings.setdefault(name, setting)
     values = {name: setting.default for name, setting in settings.items()}
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     while arguments:
         argument = arguments.pop(0)
         if argument in ("--help", "-h"):
@@ -162,9 +159,9 @@ def read_settings(source: str | type) -> dict[str, Setting]:
 
 def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> dict:
     """What a Python file changes, run in a namespace of its own that starts with `values`."""
-    # nanoGPT's config/train_NAME.py trains what config/NAME.py trains here
-    plain = path.replace("train_", "", 1)
-    path = path if os.path.isfile(path) or not os.path.isfile(plain) else plain
+    plain = path.replace("train_", "", 1)  # nanoGPT's name of the same config
+    if not os.path.isfile(path) and os.path.isfile(plain):
+        path = plain
     if not os.path.isfile(path):
         there = glob.glob(os.path.join(os.path.dirname(path) or "config", "*.py"))
         near = difflib.get_close_matches(path, there, n=1, cutoff=0)

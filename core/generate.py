@@ -37,7 +37,7 @@ class KVCache:
         self.previous.zero_()
 
     def advance(self, T: int) -> None:
-        """Take in T new tokens: sets their positions, pos (T,), for the forward pass that follows."""
+        """Set the positions of T new tokens, pos (T,), for the forward pass that follows."""
         assert self.length + T <= self.size, "the cache is full"
         self.pos = torch.arange(self.length, self.length + T, device=self.previous.device)
         self.length += T
