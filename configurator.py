@@ -29,10 +29,10 @@ RANGES = {
     "at least 1": (
         lambda v: v >= 1,
         "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd num_samples "
-        "eval_iters log_interval prompt_tokens min_freq row_length length symbols",
+        "eval_iters log_interval prompt_tokens processes min_freq row_length length symbols",
     ),
     "above 0": (lambda v: v > 0, "learning_rate muon_lr repetition_penalty rotary_base"),
-    "at least 0 and below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p"),
+    "from 0 to below 1": (lambda v: 0 <= v < 1, "beta1 beta2 muon_momentum dropout min_p smooth"),
     "above 0 and at most 1": (lambda v: 0 < v <= 1, "top_p warmdown"),
     "at least 0": (lambda v: v >= 0, ""),
 }

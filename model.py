@@ -64,7 +64,9 @@ def apply_rotary_emb(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotate the channel pairs (i, i + hs / 2) of x (B, T, nh, hs); cos_sin (2, T, 1, hs / 2)."""
     cos, sin = cos_sin.to(x.dtype)
     x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    y1 = torch.addcmul(x1 * cos, x2, sin, value=-1)  # x1 * cos - x2 * sin
+    y2 = torch.addcmul(x2 * cos, x1, sin)  # x2 * cos + x1 * sin
+    return torch.cat((y1, y2), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):

@@ -24,7 +24,7 @@ from core.batches import Batches, fold_in, split_batch
 from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
-from core.gpt2 import SIZES
+from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report
 from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
 from model import GPT, GPTConfig
@@ -80,6 +80,7 @@ wandb_project = "folioGPT"  # its project
 wandb_run_name = "gpt2"  # its run
 tensorboard_log = False  # write TensorBoard's files to out_dir too
 settings = configure(__file__, GPTConfig)
+set_size(settings)
 globals().update(settings)
 
 # ---- set-up: device, data, model, optimizers -----------------------------------------------------
@@ -95,8 +96,6 @@ if init_from == "auto":
     init_from = "resume" if os.path.exists(latest) else "scratch"
 folder = os.path.join("data", dataset)
 tokenizer = ensure_prepared(folder, prepare)
-if model_type:
-    settings["n_layer"], settings["n_head"], settings["n_embd"] = SIZES[model_type]
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
 model, resumed = checkpoint.start_model(GPT, config, init_from, latest, tokenizer)
 model.to(device)

@@ -35,6 +35,15 @@ FIXED |= {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False
 GPT2_TOKENS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
 
 
+def set_size(settings: dict) -> None:
+    """Replace n_layer, n_head and n_embd by those that the setting model_type names, if any."""
+    name = settings["model_type"]
+    if name and name not in SIZES:
+        raise UserError(f"model_type={name} is not accepted: one of {', '.join(SIZES)}.")
+    if name:
+        settings["n_layer"], settings["n_head"], settings["n_embd"] = SIZES[name]
+
+
 def download_pretrained(name: str) -> str:
     """The folder, in the hub's own cache, of the weights that OpenAI released under that name."""
     from huggingface_hub import hf_hub_download

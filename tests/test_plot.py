@@ -1,22 +1,54 @@
-"""tools/plot.py draws what the logs of runs hold."""
+"""plot.py draws what the logs say, over every axis."""
+
+import struct
 
 import pytest
 from conftest import TINY
 
+from core import log
+
 pytest.importorskip("matplotlib")
+RUN = [*TINY, "--eval_interval=2", "--max_iters=6", "--compile=False"]
 
 
-def test_it_draws_runs_over_every_axis(script, toy, tmp_path):
-    run = [*TINY, "--dataset=toy", "--compile=False", "--eval_interval=4"]
-    script("train.py", *run, "--max_iters=8", "--out_dir=out/one")
-    script("train.py", *run, "--max_iters=12", "--out_dir=out/two")
-    for x in ("step", "tokens", "time"):
-        script("tools.plot", "out/one", "out/two", f"--x={x}", f"--png={x}.png")
-        assert (tmp_path / f"{x}.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "step.png").read_bytes() != (tmp_path / "tokens.png").read_bytes()
+@pytest.fixture
+def runs(script, toy, numbers):
+    """Three runs of a few steps; the examples of out/examples have answers."""
+    script("train.py", *RUN, "--dataset=toy", "--out_dir=out/one")
+    script("train.py", *RUN, "--dataset=toy", "--out_dir=out/two", "--log_interval=5")
+    numbers(row_length=10, mask=lambda i: i % 10 > 7)
+    script("train.py", *RUN, "--dataset=numbers", "--out_dir=out/examples")
+
+
+def height(path) -> int:
+    """Of a PNG, in pixels."""
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    return struct.unpack(">I", content[20:24])[0]
+
+
+@pytest.mark.parametrize("x", ["step", "tokens", "time"])
+def test_runs_are_drawn_over_every_axis(script, runs, tmp_path, x):
+    script("tools.plot", "out/one", "out/two", f"--x={x}", "--png=loss.png")
+    assert height(tmp_path / "loss.png") > 100
+
+
+def test_accuracy_has_a_panel_of_its_own_where_a_run_has_it(script, runs, tmp_path):
+    script("tools.plot", "out/one", "--png=one.png")
+    script("tools.plot", "out/one", "out/examples", "--png=both.png")
+    assert height(tmp_path / "both.png") > 1.2 * height(tmp_path / "one.png")
+
+
+def test_the_legend_gives_the_lowest_validation_loss(script, runs, tmp_path):
+    script("tools.plot", "out/one", "out/two", "--png=loss.svg")  # its comments hold the text
+    drawn = (tmp_path / "loss.svg").read_text(encoding="utf-8")
+    for name in ("one", "two"):
+        records = log.read(f"{tmp_path}/out/{name}/log.jsonl")
+        lowest = min(r["val_loss"] for r in records if "val_loss" in r)
+        assert f"<!-- out/{name}: {lowest:.4f} -->" in drawn
 
 
 def test_mistakes_are_one_sentence(script):
     assert "name the folders" in script("tools.plot", status=2).stderr
     assert "nothing to draw" in script("tools.plot", "out/nowhere", status=2).stderr
-    assert "below 1" in script("tools.plot", "out/nowhere", "--smooth=1.5", status=2).stderr
+    assert "smooth=1.0" in script("tools.plot", "out/one", "--smooth=1", status=2).stderr

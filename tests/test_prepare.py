@@ -1,4 +1,4 @@
-"""prepare_shakespeare.py against a server on this machine: right, wrong, broken off, away."""
+"""prepare_shakespeare.py against a server on this machine: correct, wrong, cut off, away."""
 
 import json
 import threading
@@ -92,10 +92,23 @@ def test_a_wrong_answer_is_one_sentence_and_leaves_nothing(script, server, tmp_p
         assert left == []
 
 
-def test_without_a_network_it_says_what_serves(script, tmp_path):
-    said = script("prepare_shakespeare.py", f"--url={AWAY}", status=2).stderr
-    assert "cannot be downloaded" in said and "--input" in said
-    assert not (tmp_path / "data" / "shakespeare_char" / "train.bin").exists()
+def test_without_a_network_it_asks_for_a_file_and_the_next_run_downloads(script, server, tmp_path):
+    result = script("prepare_shakespeare.py", f"--url={AWAY}", status=2)
+    assert "give the file as --input" in result.stderr
+    folder = tmp_path / "data" / "shakespeare_char"
+    assert list(folder.iterdir()) == []
+    script("prepare_shakespeare.py", f"--url={server((200, TEXT.encode()))}", "--sha256=")
+    assert read_back(folder) == TEXT
+
+
+def test_the_dataset_says_where_its_text_came_from(script, server, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT)
+    script("prepare_shakespeare.py", "--input=my.txt")
+    path = tmp_path / "data" / "shakespeare_char" / "meta.json"
+    assert json.loads(path.read_text())["source"] == {"name": "my.txt"}
+    url = server((200, TEXT.encode()))
+    script("prepare_shakespeare.py", f"--url={url}", "--sha256=")
+    assert json.loads(path.read_text())["source"] == {"name": url}
 
 
 def test_train_prepares_what_is_missing(script, tmp_path):
@@ -117,12 +130,18 @@ def test_bad_input_is_one_sentence(script, tmp_path, content, sentence):
     (tmp_path / "bad.txt").write_bytes(content)
     result = script("prepare_shakespeare.py", "--input=bad.txt", status=2)
     assert sentence in result.stderr
-    assert "No such file" in script("prepare_shakespeare.py", "--input=no.txt", status=2).stderr
+    missing = script("prepare_shakespeare.py", "--input=no.txt", status=2)
+    assert "no.txt: No such file" in missing.stderr
 
 
-def test_a_file_is_there_only_once_it_is_whole(server, tmp_path):
-    with pytest.raises(UserError, match="cannot be downloaded"):
-        download(AWAY, str(tmp_path / "a"))
-    download(server((200, b"abc")), str(tmp_path / "b"))
-    assert (tmp_path / "b").read_bytes() == b"abc"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
+def test_a_download_tries_three_times_and_then_says_why(server, tmp_path):
+    path = str(tmp_path / "folder" / "text")
+    with pytest.raises(UserError, match=r"cannot be downloaded .*503"):
+        download(server((503, b"busy")), path)
+    assert len(server.asked) == 3
+    with pytest.raises(UserError, match=r"cannot be downloaded .*Connection"):
+        download(AWAY, path)
+    server.asked.clear()
+    download(server((200, b"abc")), path)
+    assert (tmp_path / "folder" / "text").read_bytes() == b"abc" and len(server.asked) == 1
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["text"]

@@ -1,19 +1,22 @@
-"""Measure what train.py and generation do: time and memory of a step, tokens per second.
+"""Measure train.py, by running it for a few steps, and generation, for any config.
 
     python -m tools.bench config/shakespeare_char.py
     python -m tools.bench config/gpt2.py --batch_size=4 --gradient_accumulation_steps=1
-    python -m tools.bench --updates=0 --new_tokens=200 --generation_dtype=int8
+    python -m tools.bench config/gpt2.py --processes=8 --new_tokens=0
+    python -m tools.bench config/shakespeare_char.py --profile=trace.json --json_file=bench.jsonl
 
-It takes all settings of train.py, runs train.py for a few steps and reads its log. Where there is
-no dataset it trains on random tokens.
+It takes all settings of train.py. A dataset that is not there is replaced by random tokens.
+Generation is that of sample.py, with random weights unless --init_from names a checkpoint.
 """
 
 import sys
 
 if not __package__:  # started by its path
-    print("start it from the repository's root: python -m tools.bench CONFIG", file=sys.stderr)
+    command = "python -m tools.bench"
+    print(f"start it as a module from the repository's root: {command}", file=sys.stderr)
     sys.exit(2)
 
+import contextlib
 import os
 import re
 import runpy
@@ -26,29 +29,33 @@ from typing import Literal
 import numpy as np
 import torch
 
-from configurator import ROOT, configure, pick, read_settings
-from core import log
-from core.batches import split_batch
-from core.dataset import Writer, read_meta
-from core.device import choose_device, device_name, should_compile
+from configurator import ROOT, configure, pick
+from core import UserError, checkpoint, log
+from core.batches import Batches, split_batch
+from core.dataset import Writer, ensure_prepared, read_meta
+from core.device import SkipInit, choose_device, device_name, should_compile
 from core.generate import KVCache, Sampling, compile_decoding, generate, prepare_for_inference
-from core.gpt2 import SIZES
-from core.tokenizer import GPT2Tokenizer, from_dict
+from core.gpt2 import set_size
+from core.tokenizer import GPT2Tokenizer, Tokenizer, from_dict
 from model import GPT, GPTConfig
 
 # ---- settings: these, and all of train.py's ------------------------------------------------------
-updates = 10  # steps that are timed, after two that are not; 0 = nothing of training
-processes = 1  # run train.py by torchrun on so many processes
-new_tokens = 100  # generated after the prompt, 0 = none
+updates = 10  # steps of train.py to time, after two that are not; 0 = none
+processes = 1  # of train.py; more than one run under torchrun
+new_tokens = 100  # to generate after the prompt, 0 = none
 prompt_tokens = 16  # of the prompt
 num_samples = 1  # sequences generated at once
 generation_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
 generation_compile = False  # torch.compile for generation, as sample.py --compile
-profile = ""  # a file for the trace of the steps, for https://ui.perfetto.dev
-json_file = ""  # a file that gets the figures as one line of JSON
-own = set(read_settings(__file__))
+profile = ""  # a file for the trace of five steps, to be read on https://ui.perfetto.dev
+json_file = ""  # a file to which the figures are added as a line of JSON
 settings = configure(__file__, "train.py", GPTConfig)
-globals().update({name: settings[name] for name in own})
+set_size(settings)
+globals().update(settings)
+
+TRAIN = os.path.join(ROOT, "train.py")
+defaults = configure(TRAIN, GPTConfig, argv=[])
+arguments = sys.argv[1:]
 figures: dict[str, float] = {}
 
 
@@ -57,141 +64,178 @@ def show(name: str, value: float, unit: str) -> None:
     print(f"{name:<22} {value:>12,.{0 if value >= 1000 else 2}f} {unit}", flush=True)
 
 
-def build_config() -> GPTConfig:
-    """The model that is asked for, with the vocabulary of the dataset, or GPT-2's without one."""
-    folder, tokenizer = os.path.join("data", settings["dataset"]), GPT2Tokenizer()
+# ---- the data and the model ----------------------------------------------------------------------
+def find_tokenizer(temporary: str) -> Tokenizer:
+    """The dataset's; without a dataset GPT-2's, and for training random tokens in `temporary`."""
+    folder = os.path.join("data", settings["dataset"])
+    if updates or profile:
+        with contextlib.suppress(UserError):  # random tokens will do
+            return ensure_prepared(folder, settings["prepare"])
     if os.path.exists(os.path.join(folder, "train.bin")):
-        tokenizer = from_dict(read_meta(folder)["tokenizer"])
-    if settings["model_type"]:
-        sizes = SIZES[settings["model_type"]]
-        settings["n_layer"], settings["n_head"], settings["n_embd"] = sizes
-    return GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
+        return from_dict(read_meta(folder)["tokenizer"])
+    tokenizer = GPT2Tokenizer()
+    if updates or profile:
+        print(f"data     random tokens: there is no {folder}", flush=True)
+        settings["dataset"] = temporary
+        ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 2**22)
+        with Writer(temporary, tokenizer, {"name": "random tokens"}) as writer:
+            writer.append("train", ids)
+            writer.append("val", ids)
+    return tokenizer
 
 
-# ---- training: train.py itself -------------------------------------------------------------------
-def write_random_tokens(folder: str) -> None:
-    print(f"data     random tokens: there is no data/{settings['dataset']}")
-    ids = np.random.default_rng(0).integers(0, 50257, 2**21)
-    with Writer(folder, GPT2Tokenizer(), {"name": "random tokens"}) as writer:
-        for split in ("train", "val"):
-            writer.append(split, ids)
+def build_model(vocab_size: int) -> GPT:
+    """The model that train.py would train."""
+    if settings["init_from"] == "scratch":
+        return GPT(GPTConfig(vocab_size, **pick(GPTConfig, settings)))
+    loaded = checkpoint.load(settings["init_from"])
+    block_size = min(loaded["model_args"]["block_size"], settings["block_size"])
+    return GPT.from_state_dict(loaded["model_args"] | {"block_size": block_size}, loaded["model"])
 
 
-def train_arguments(folder: str) -> list[str]:
-    """The options that differ from train.py's own, for a few steps in that folder."""
-    changes = {"max_iters": updates + 2, "log_interval": 1, "eval_interval": 0, "eval_iters": 1}
-    changes |= {"out_dir": os.path.join(folder, "run"), "eval_only": False, "ramp_iters": 0}
-    if settings["init_from"] in ("resume", "auto"):
-        changes["init_from"] = "scratch"
-    changes["lr_decay_iters"] = settings["lr_decay_iters"] or settings["max_iters"]
-    if not os.path.exists(os.path.join("data", settings["dataset"], "train.bin")):
-        if not settings["prepare"]:
-            write_random_tokens(os.path.join(folder, "random"))
-            changes["dataset"] = os.path.join(folder, "random")
-    if settings["compile"] == "auto":  # as it would be for the whole run
-        batch, _ = split_batch(settings["gradient_accumulation_steps"], settings["batch_size"], 1)
-        flops = GPT(build_config()).flops_per_token() * batch * settings["block_size"]
-        device = choose_device(settings["device"])
-        changes["compile"] = should_compile("auto", device, flops * settings["max_iters"])
-    defaults = read_settings(os.path.join(ROOT, "train.py")) | read_settings(GPTConfig)
-    wanted = {name: value for name, value in (settings | changes).items() if name in defaults}
-    return [f"--{k}={v}" for k, v in wanted.items() if v != defaults[k].default]
+# ---- training: train.py itself, and its log ------------------------------------------------------
+def compiles(model: GPT) -> bool:
+    """Whether train.py would compile the model, which depends on the length of the whole run."""
+    accumulation, batch_size = settings["gradient_accumulation_steps"], settings["batch_size"]
+    world_size = max(1, processes)
+    batch, _ = split_batch(accumulation, batch_size, world_size)
+    folder, block_size = os.path.join("data", settings["dataset"]), model.config.block_size
+    data = Batches(folder, block_size, batch, settings["seed"], device, settings["ramp_iters"])
+    tokens = data.full_batches(settings["max_iters"]) * batch * data.T
+    flops = model.flops_per_token() * tokens / world_size
+    return should_compile(settings["compile"], device, flops)
 
 
-def run_train(arguments: list[str]) -> str:
-    """What train.py prints, in a process of its own."""
-    command = [sys.executable, os.path.join(ROOT, "train.py")]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command[1:1] = launcher
-    result = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, text=True)
-    print("\n".join(line for line in result.stdout.splitlines() if not line.startswith("step")))
-    if result.returncode:
-        sys.exit(result.returncode)
-    return result.stdout
+def train_options(steps: int, out_dir: str) -> list[str]:
+    """The command line of a train.py with the same settings that makes only these steps."""
+    values = {name: settings[name] for name in defaults}
+    values |= {"max_iters": steps, "out_dir": out_dir, "ramp_iters": 0, "log_interval": 1}
+    values |= {"eval_interval": 0, "eval_iters": 1, "eval_only": False, "wandb_log": False}
+    return [f"--{name}={value}" for name, value in values.items() if value != defaults[name]]
 
 
-def bench_training(folder: str) -> None:
-    arguments = train_arguments(folder)
-    out = run_train(arguments)
-    records = log.read(os.path.join(folder, "run", "log.jsonl"))
-    steps = [record for record in records if "loss" in record][2:]
-    ms = [record["ms"] for record in steps]
-    figures["parameters"] = records[0]["parameters"]
-    if compiled := re.search(r"compile  done in (\d+) s", out):
-        show("compilation", float(compiled[1]), "s")
-    show("update", statistics.median(ms), f"ms per step, median of {len(ms)}")
-    show("update, fastest", min(ms), "ms per step")
-    show("training", statistics.median(r["tokens_per_s"] for r in steps), "tokens/s")
-    if steps[-1]["mfu"]:
-        show("MFU", 100 * statistics.median(r["mfu"] for r in steps), "% of the device's peak")
-    if sys.platform == "linux" and choose_device(settings["device"]).type == "cpu":
+def run_train(out_dir: str) -> str:
+    """Run train.py and show what it prints, which is returned; if it fails, so does this."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = torchrun if processes > 1 else []
+    command = [sys.executable, *launcher, TRAIN, *train_options(updates + 2, out_dir)]
+    printed = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            for line in child.stdout:
+                print(line, end="", flush=True)
+                printed += line
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        raise SystemExit(child.returncode)
+    return printed
+
+
+def measure_training(out_dir: str, flops_per_token: float) -> None:
+    printed = run_train(out_dir)
+    records = [r for r in log.read(os.path.join(out_dir, "log.jsonl")) if "loss" in r][2:]
+    if compilation := re.search(r"^compile  done in (\d+) s", printed, re.MULTILINE):
+        show("compilation", float(compilation[1]), "s")
+    ms = [r["ms"] for r in records]
+    tokens_per_s = statistics.median(r["tokens_per_s"] for r in records)
+    show("update", statistics.median(ms), f"ms, median of {updates}")
+    show("update, fastest", min(ms), "ms")
+    show("training", tokens_per_s, "tokens/s")
+    show("training, arithmetic", tokens_per_s * flops_per_token / 1e12, "TFLOP/s")
+    if records[0]["mfu"]:
+        show("MFU", 100 * statistics.median(r["mfu"] for r in records), "% of the device's peak")
+    if device.type == "cpu" and sys.platform != "win32":
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        show("peak memory", peak / 2**10, "MiB")
-    if profile:
-        sys.argv = [os.path.join(ROOT, "train.py"), *arguments]
-        with torch.profiler.profile() as trace:
-            try:
-                runpy.run_path(sys.argv[0], run_name="__main__")
-            except SystemExit:
-                pass
-        trace.export_chrome_trace(profile)
-        print(f"trace    {profile}")
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+        show("peak memory", peak / 2**20, "MiB, of the largest process")
+
+
+def write_profile(out_dir: str) -> None:
+    """The trace of train.py, which runs in this process."""
+    sys.argv = [TRAIN, *train_options(5, out_dir)]
+    with torch.profiler.profile() as trace:
+        try:
+            runpy.run_path(TRAIN, run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+    trace.export_chrome_trace(profile)
+    print(f"trace    {profile}")
 
 
 # ---- generation, as sample.py does it ------------------------------------------------------------
-def memory_bandwidth(device: torch.device) -> float:
-    """Bytes per second that summing a large tensor reads, the best of four."""
+def clock() -> float:
+    """Seconds, once the device has done all that it was given."""
+    getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def memory_bandwidth() -> float:
+    """Bytes per second that the sum of a large tensor reads, the best of four."""
     tensor, seconds = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device), []
     for _ in range(4):
-        start = time.perf_counter()
-        tensor.sum().item()
-        seconds.append(time.perf_counter() - start)
+        start = clock()
+        tensor.sum()
+        seconds.append(clock() - start)
     return tensor.nbytes / min(seconds)
 
 
-def bench_generation() -> None:
-    torch.manual_seed(settings["seed"])
-    device, source = choose_device(settings["device"]), settings["init_from"]
-    is_random = source in ("scratch", "resume", "auto")
-    model = GPT(build_config()) if is_random else GPT.from_pretrained(source)
+def measure_generation(model: GPT) -> None:
     model = prepare_for_inference(model, generation_dtype, device)
-    idx = torch.randint(model.config.vocab_size, (num_samples, prompt_tokens), device=device)
-    cache = KVCache(model, num_samples, min(model.config.block_size, prompt_tokens + new_tokens))
+    # each token reads all weights but the embeddings, of which it takes a row
+    stored = [*model.transformer.h.state_dict().values(), *model.lm_head.state_dict().values()]
+    weight_bytes = sum(tensor.nbytes for tensor in stored)
+    config = model.config
+    T = min(prompt_tokens, config.block_size)
+    prompt = torch.randint(config.vocab_size, (num_samples, T), device=device)
+    cache = KVCache(model, num_samples, min(config.block_size, T + new_tokens))
     decode = None
     if generation_compile:
         decode, outcome = compile_decoding(model, cache)
         print(f"compile  {outcome}")
-    list(generate(model, idx, min(4, new_tokens), Sampling(), cache=cache, decode=decode))
+    list(generate(model, prompt, min(4, new_tokens), Sampling(), cache=cache, decode=decode))
     cache.reset()
-    times, start = [], time.perf_counter()
-    for token in generate(model, idx, new_tokens, Sampling(), cache=cache, decode=decode):
-        token.tolist()  # waits for the device
-        times.append(time.perf_counter())
-    show("prefill", idx.numel() / (times[0] - start), "tokens/s")
+    start = clock()
+    tokens = generate(model, prompt, new_tokens, Sampling(), cache=cache, decode=decode)
+    times = [clock() for _ in tokens]
+    show("prefill", prompt.numel() / (times[0] - start), f"tokens/s, {T} per sequence")
     if new_tokens > 1:
-        # a token reads all weights but the table of embeddings
-        parts = (model.transformer.h, model.lm_head)
-        weights = sum(t.nbytes for part in parts for t in part.state_dict().values())
         rate = (new_tokens - 1) / (times[-1] - times[0])
         show("generation", rate * num_samples, "tokens/s")
-        show("weights read", rate * weights / 1e9, "GB/s")
-        show("memory reads", memory_bandwidth(device) / 1e9, "GB/s, a plain sum")
+        show("weights read", rate * weight_bytes / 1e9, "GB/s")
+        show("memory reads", memory_bandwidth() / 1e9, "GB/s, a plain sum")
 
 
-if updates:
-    with tempfile.TemporaryDirectory() as temporary:
-        bench_training(temporary)
-if new_tokens:
-    bench_generation()
+# ---- the work ------------------------------------------------------------------------------------
+device = choose_device(settings["device"])
+torch.manual_seed(settings["seed"])
+if settings["init_from"] in ("resume", "auto"):
+    settings["init_from"] = "scratch"
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+    vocab_size = find_tokenizer(temporary).vocab_size
+    with SkipInit():  # only its shape is needed
+        shape = build_model(vocab_size)
+    parameters = sum(p.numel() for p in shape.parameters())
+    if updates or profile:
+        settings["compile"] = compiles(shape)
+    if updates:
+        measure_training(os.path.join(temporary, "run"), shape.flops_per_token())
+    if new_tokens:
+        measure_generation(build_model(vocab_size))
+    if profile:
+        write_profile(os.path.join(temporary, "profile"))
+
 if json_file:
     commit = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
     facts = {
-        "command": sys.argv,
+        "command": ["python", "-m", "tools.bench", *arguments],
         "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
-        "device": device_name(choose_device(settings["device"])),
+        "device": device_name(device),
         "torch": torch.__version__,
+        "parameters": parameters,
     }
     log.append(json_file, facts | figures)

@@ -26,8 +26,6 @@ runs: list[str] = []
 globals().update(configure(__file__, words=runs))
 if not runs:
     raise UserError("name the folders of the runs to draw: python -m tools.plot out/RUN")
-if not smooth < 1:
-    raise UserError(f"smooth={smooth} is not accepted: a number at least 0 and below 1.")
 import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed
