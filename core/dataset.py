@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+from glob import escape, glob
 
 import numpy as np
 
@@ -68,8 +69,9 @@ class Writer:
             for file in self.files.values():
                 with contextlib.suppress(OSError):  # of a full disk, raised already
                     file.close()
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(file.name)
+            # found by name: a signal may have come while one was opened
+            for path in glob(os.path.join(escape(self.folder), f".*.{os.getpid()}.tmp")):
+                os.remove(path)
 
     def rename_all(self) -> None:
         for split in SPLITS:
