@@ -10,7 +10,6 @@ nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same 
 
 import itertools
 import os
-import pickle  # for the name of an error; nothing is unpickled but tensors and plain types
 from dataclasses import asdict
 from glob import glob
 
@@ -54,10 +53,11 @@ def load(source: str) -> dict:
         raise UserError(f"there is no checkpoint {path}: train one, or name another by --out_dir.")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # damage shows in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
-    if not isinstance(loaded, dict) or not {"model", "model_args"} <= set(loaded):
+    args = loaded.get("model_args", {}) if isinstance(loaded, dict) else {}
+    if "vocab_size" not in args or "model" not in loaded:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     loaded = loaded if "tokenizer" in loaded else from_nanogpt(loaded)
     return {**DEFAULTS, **loaded, "path": path}
@@ -160,7 +160,7 @@ def start_model(gpt: type, config, init_from: str, latest: str, tokenizer: Token
         loaded = resize_token_embeddings(loaded, tokenizer)
     args, weights = {**loaded["model_args"], "dropout": config.dropout}, dict(loaded["model"])
     args["block_size"] = min(args["block_size"], config.block_size)
-    if config.untied_head and not args.get("untied_head"):
+    if config.untied_head and not args.get("untied_head") and not resuming:
         args["untied_head"] = True
         weights["lm_head.weight"] = weights["lm_head.weight"].clone()
     for name, value in asdict(config).items():
@@ -170,13 +170,19 @@ def start_model(gpt: type, config, init_from: str, latest: str, tokenizer: Token
 
 
 def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradScaler) -> None:
-    """The moments of the checkpoint; learning rates, betas and decay stay those of the settings."""
+    """The moments of the checkpoint; learning rates, betas and decay stay those of the settings.
+
+    UserError if it was trained by another kind of optimizer, or trained other parameters.
+    """
     saved = loaded["optimizers"]
     if set(saved) != set(optimizers):
         kinds = " and ".join(saved) or "an unknown optimizer"
         raise UserError(f"{loaded['path']} was trained with {kinds}: use the same --optimizer.")
     for kind, optimizer in optimizers.items():
         groups = optimizer.state_dict()["param_groups"]
+        for old, new in zip(saved[kind]["param_groups"], groups, strict=True):
+            if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
+                raise UserError(f"{loaded['path']} trained other parameters: use its --train_only.")
         optimizer.load_state_dict({**saved[kind], "param_groups": groups})
     scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
 

@@ -116,6 +116,8 @@ def ensure_prepared(folder: str, command: str) -> Tokenizer:
             path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
             environment = {**os.environ, "PYTHONPATH": path}
             subprocess.run([sys.executable, *start, *options], env=environment)
+    if command and not os.path.exists(train_bin):
+        raise UserError(f"there is no {train_bin}: --prepare={command!r} did not make it.")
     if not os.path.exists(train_bin):
         raise UserError(
             f"there is no {train_bin}: run a prepare script, such as prepare_text.py, and add "

@@ -1,6 +1,7 @@
 """The device and how to use it well: dtype, compilation, determinism, peak FLOP/s."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,19 +30,20 @@ def choose_device(name: str, deterministic: str | bool = "auto") -> torch.device
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if gpus else "mps" if mps else "cpu"
-    kind, _, index = name.partition(":")
-    number = LOCAL_RANK if WORLD_SIZE > 1 else int(index or 0)
-    if kind not in ("cpu", "cuda", "mps") or not (index or "0").isdigit():
+    found = re.fullmatch("(cpu|cuda|mps)(:[0-9]+)?", name)
+    if not found:
         raise UserError(f"device={name!r} is unknown: use auto, cpu, cuda, cuda:N or mps.")
-    if (kind == "cuda" and number >= gpus) or (kind == "mps" and not mps):
-        raise UserError(f"device={name} is not there: this machine has {gpus} GPUs; use auto.")
+    kind, index = found[1], int((found[2] or ":0")[1:])
+    index = LOCAL_RANK if WORLD_SIZE > 1 else index
+    if (kind == "cuda" and index >= gpus) or (kind == "mps" and not mps):
+        raise UserError(f"{kind}:{index} is not there: this machine has {gpus} GPUs.")
     if deterministic is True:
         make_deterministic()
     if kind != "cuda":
         return torch.device(kind)
-    torch.cuda.set_device(number)
+    torch.cuda.set_device(index)
     torch.set_float32_matmul_precision("high")  # TF32, as in nanoGPT
-    return torch.device("cuda", number)
+    return torch.device("cuda", index)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -48,8 +48,8 @@ def rewind(path: str, step: int) -> None:
 def check_finite(what: str, *values: float) -> None:
     if not all(map(math.isfinite, values)):
         raise UserError(
-            f"{what} is {values}: training has diverged; lower --learning_rate or --muon_lr, or "
-            "raise --warmup_iters. The last good checkpoint, if any, is kept."
+            f"{what} is {', '.join(map(str, values))}: training has diverged; lower "
+            "--learning_rate or --muon_lr, or raise --warmup_iters. The last checkpoint is kept."
         )
 
 

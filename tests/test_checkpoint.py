@@ -1,5 +1,6 @@
 """Checkpoints: whole at any moment, safe to load, readable from nanoGPT."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ ARGS = dict(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
 def save_forever(path, started):
     for step in itertools.count():
         weights = {"w": torch.full((400_000,), float(step))}
-        state = {"model": weights, "model_args": {}, "tokenizer": None, "step": step}
+        state = {"model": weights, "model_args": ARGS, "tokenizer": None, "step": step}
         checkpoint.save(state, path)
         started.set()
 
@@ -46,7 +47,7 @@ def test_kill_9_while_saving_leaves_a_readable_checkpoint(tmp_path):
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = str(tmp_path / "ckpt.pt")
-    checkpoint.save({"model": {}, "model_args": {}, "tokenizer": None, "step": 1}, path)
+    checkpoint.save({"model": {}, "model_args": ARGS, "tokenizer": None, "step": 1}, path)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -66,7 +67,7 @@ class Evil:
 def test_damaged_and_foreign_files_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint.save(
-        {"model": {"w": torch.zeros(1000)}, "model_args": {}, "tokenizer": None}, "a.pt"
+        {"model": {"w": torch.zeros(1000)}, "model_args": ARGS, "tokenizer": None}, "a.pt"
     )
     whole = open("a.pt", "rb").read()
     for size in (0, 10, len(whole) // 2, len(whole) - 1):
@@ -79,6 +80,13 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path, monkeypatch):
     torch.save({"model": Evil(), "model_args": {}}, "d.pt")
     with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load("d.pt")
+    torch.save({"model": {}, "model_args": {}}, "e.pt")
+    with pytest.raises(UserError, match="not a checkpoint of"):
+        checkpoint.load("e.pt")
+    for at in random.Random(0).sample(range(len(whole)), 60):  # damaged somewhere
+        open("f.pt", "wb").write(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        with contextlib.suppress(UserError):
+            checkpoint.load("f.pt")
     assert not os.path.exists("evil")  # nothing in a checkpoint is run
     with pytest.raises(UserError, match=r"no checkpoint nowhere\.pt"):
         checkpoint.load("nowhere.pt")
@@ -153,6 +161,9 @@ def test_a_runs_folder_gives_its_own_logits(tmp_path):
     checkpoint.save(state, str(tmp_path / "ckpt.pt"))
     idx = torch.randint(65, (2, 16))
     assert torch.equal(GPT.from_pretrained(str(tmp_path)).eval()(idx), model(idx))
+    best = GPT(GPTConfig(**ARGS)).eval()
+    checkpoint.save({**state, "model": best.state_dict()}, str(tmp_path / "best.pt"))
+    assert torch.equal(GPT.from_pretrained(str(tmp_path)).eval()(idx), best(idx))
 
 
 def test_a_tied_model_starts_an_untied_one_with_a_copy_of_its_head(tmp_path):
@@ -167,10 +178,16 @@ def test_a_tied_model_starts_an_untied_one_with_a_copy_of_its_head(tmp_path):
     assert torch.equal(head, wte) and head.data_ptr() != wte.data_ptr()
 
 
-def test_resuming_compares_the_kind_of_the_optimizer(tmp_path):
-    p = torch.nn.Parameter(torch.ones(3))
-    optimizer, scaler = torch.optim.SGD([p], lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
-    loaded = {"path": "x", "optimizers": {"adamw": optimizer.state_dict()}, "scaler": {}}
-    checkpoint.restore_optimizers(loaded, {"adamw": optimizer}, scaler)
+def test_resuming_compares_the_optimizers_kind_and_parameters():
+    def adamw(*names) -> torch.optim.Optimizer:
+        params = [torch.nn.Parameter(torch.ones(3)) for _ in names]
+        return torch.optim.AdamW([{"params": params, "names": list(names)}])
+
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loaded = {"path": "x", "optimizers": {"adamw": adamw("a", "b").state_dict()}, "scaler": {}}
+    checkpoint.restore_optimizers(loaded, {"adamw": adamw("a", "b")}, scaler)
     with pytest.raises(UserError, match="trained with adamw"):
-        checkpoint.restore_optimizers(loaded, {"muon": optimizer}, scaler)
+        checkpoint.restore_optimizers(loaded, {"muon": adamw("a", "b")}, scaler)
+    for names in (("a",), ("b", "a"), ("a", "b", "c")):  # moments must not go to other parameters
+        with pytest.raises(UserError, match="trained other parameters"):
+            checkpoint.restore_optimizers(loaded, {"adamw": adamw(*names)}, scaler)

@@ -42,6 +42,9 @@ def test_each_process_takes_the_gpu_of_its_rank(monkeypatch):
     monkeypatch.setattr(device, "LOCAL_RANK", 1)
     assert device.choose_device("auto") == torch.device("cuda", 1)
     assert device.choose_device("cpu") == CPU
+    monkeypatch.setattr(device, "LOCAL_RANK", 2)
+    with pytest.raises(UserError, match="this machine has 2 GPUs"):
+        device.choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert device.choose_device("auto") == CPU

@@ -58,6 +58,21 @@ def test_targets_of_minus_one_are_ignored(sparse):
     assert none == 0 and not any(p.grad.any() for p in model.parameters())
 
 
+@pytest.mark.parametrize("fields", VARIANTS[:2])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sparse_targets_give_the_same_loss_and_gradients(fields, reduction):
+    dense, sparse = small(**fields), small(**fields)
+    idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
+    targets[0, :7] = targets[1, 3:14] = -1
+    losses = [dense(idx, targets, reduction=reduction)]
+    losses.append(sparse(idx, targets, reduction=reduction, sparse=True))
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for p, q in zip(dense.parameters(), sparse.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("fields", [*VARIANTS, {"zero_init": True}])
 def test_every_parameter_learns(fields):
     torch.manual_seed(0)
@@ -78,6 +93,10 @@ def test_every_second_layer_has_the_window():
     dense = small(n_layer=2)
     assert torch.allclose(banded(idx)[:, :4], dense(idx)[:, :4], atol=1e-5)
     assert not torch.allclose(banded(idx)[:, 5:], dense(idx)[:, 5:], atol=1e-3)
+    banded, dense = small(window=4, n_layer=3), small(n_layer=3)
+    for model in (banded, dense):  # without the second layer's attention no window is left
+        model.transformer.h[1].attn.c_proj.weight.data.zero_()
+    torch.testing.assert_close(banded(idx), dense(idx), atol=1e-5, rtol=0)
 
 
 def test_gpt2_124m_has_its_published_shape():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from core import UserError
-from core.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_dict
+from core.tokenizer import PAD, UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_dict
 
 TEXT = "Héllo, wörld — 你好 🙂\n"
 
@@ -38,13 +38,16 @@ def test_characters():
 
 def test_special_tokens_come_first_and_are_never_mistaken_for_text():
     tokenizer = CharTokenizer("ab<>pds", ["<pad>", "<sep>"])
-    assert tokenizer.special == {"<pad>": 0, "<sep>": 1} and tokenizer.encode("ab").tolist() == [
-        2,
-        3,
-    ]
+    assert tokenizer.special == {"<pad>": 0, "<sep>": 1}
+    assert tokenizer.encode("ab").tolist() == [2, 3]
     assert min(tokenizer.encode("<pad>")) > 1
     assert tokenizer.decode([2, 1, 3]) == "a<sep>b"
     assert from_dict(tokenizer.to_dict()).special == tokenizer.special
+
+
+def test_characters_outside_the_vocabulary_are_unk_where_there_is_one():
+    tokenizer = CharTokenizer("ab", [PAD, UNK])
+    assert tokenizer.encode("aßb🙂").tolist() == [2, 1, 3, 1]
 
 
 def test_bytes():
