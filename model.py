@@ -203,14 +203,15 @@ class GPT(nn.Module):
         pos = torch.arange(idx.size(1), device=idx.device) if cache is None else cache.pos  # (T,)
         cos_sin = None
         if self.config.rotary:
-            cos_sin = self.cos_sin[:, pos]
+            cos_sin = self.cos_sin.index_select(1, pos)
         else:
             x = x + self.transformer.wpe(pos)
         x = dropout(x, self.config.dropout, self.training)
-        S = len(pos) if cache is None else cache.end
-        masks = causal_mask(pos, S), causal_mask(pos, S, self.config.window)  # every second layer
+        S, plain = (len(pos), True) if cache is None else (cache.end, cache.plain)
+        full = None if plain else causal_mask(pos, S)
+        banded = causal_mask(pos, S, self.config.window) if self.config.window else full
         for i, block in enumerate(self.transformer.h):
-            x = block(x, cos_sin, masks[i % 2], cache)
+            x = block(x, cos_sin, banded if i % 2 else full, cache)
         return self.transformer.ln_f(x)
 
     def logits(self, x: Tensor) -> Tensor:

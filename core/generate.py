@@ -42,6 +42,7 @@ class KVCache:
         self.pos = torch.arange(self.length, self.length + T, device=self.previous.device)
         self.length += T
         self.end = self.size if self.fixed else self.length
+        self.plain = not self.fixed and T in (1, self.length)  # attention needs no mask
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, nh, T, hs) of the new tokens; those of all tokens, (B, nh, S, hs)."""

@@ -52,13 +52,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float = 0
     return dropout(weights, p) @ v
 
 
-def causal_mask(pos: Tensor, S: int, window: int = 0) -> Tensor | None:
-    """bool (T, S): which of S keys the queries at positions pos (T,) see, of a window if not 0.
-
-    None where that is plain causal attention.
-    """
-    if len(pos) == S and not window:
-        return None
+def causal_mask(pos: Tensor, S: int, window: int = 0) -> Tensor:
+    """bool (T, S): which of S keys the queries at positions pos (T,) see, of a window if not 0."""
     distance = pos[:, None] - torch.arange(S, device=pos.device)
     return (distance >= 0) & (distance < window) if window else distance >= 0
 
