@@ -53,11 +53,14 @@ def norm_layer(config: GPTConfig) -> nn.Module:
 
 
 def rotary_table(config: GPTConfig) -> Tensor:
-    """cos and sin of the angles of each position, (2, block_size, 1, hs / 2)."""
+    """cos and sin of the angles of each position, (2, block_size, 1, hs / 2).
+
+    In fp64: MKL's fp32 cosine differs in the last bit from one process to another.
+    """
     hs = config.n_embd // config.n_head
-    inv_freq = config.rotary_base ** -(torch.arange(0, hs, 2) / hs)
-    angles = torch.outer(torch.arange(config.block_size), inv_freq)[:, None]
-    return torch.stack((angles.cos(), angles.sin()))
+    inv_freq = config.rotary_base ** -(torch.arange(0, hs, 2, dtype=torch.float64) / hs)
+    angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), inv_freq)[:, None]
+    return torch.stack((angles.cos(), angles.sin())).float()
 
 
 def apply_rotary_emb(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -231,8 +234,7 @@ class GPT(nn.Module):
     def from_state_dict(cls, model_args: dict, state_dict: dict[str, Tensor]) -> "GPT":
         """GPTConfig(**model_args) with these tensors, which are not copied.
 
-        A block_size below that of the tensors drops the later positions. Raises UserError where a
-        tensor is missing or has another shape.
+        A shorter block_size drops the later positions. UserError where a tensor does not fit.
         """
         with SkipInit():
             model = cls(GPTConfig(**model_args))
@@ -249,10 +251,7 @@ class GPT(nn.Module):
         return model
 
     def flops_per_token(self) -> float:
-        """FLOPs of training per token, PaLM appendix B: https://arxiv.org/abs/2204.02311.
-
-        6 per weight of a matrix product, 12 * C * T per layer for attention.
-        """
+        """Of training, PaLM's appendix B: https://arxiv.org/abs/2204.02311."""
         c = self.config
         matrices = [p for p in self.transformer.h.parameters() if p.ndim >= 2]
         weights = sum(p.numel() for p in [*matrices, self.lm_head.weight])

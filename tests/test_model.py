@@ -2,13 +2,14 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import VARIANTS, greedy, small, tokens
 
 from core import UserError, gpt2
 from core.device import compile_model
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, rotary_table
 
 
 def test_logits_equal_those_of_transformers_gpt2():
@@ -153,3 +154,10 @@ def test_compiled_equals_eager(capsys):
         torch.testing.assert_close(loss, eager)
         for name, p in model.named_parameters():
             torch.testing.assert_close(p.grad, gradients[name], atol=1e-4, rtol=1e-3)
+
+
+def test_the_rotary_table_is_exact_at_any_position():
+    config = GPTConfig(65, 4096, n_embd=64, n_head=2, rotary=True)
+    angles = np.arange(4096)[:, None] * 10000.0 ** -(np.arange(0, 32, 2) / 32)  # in fp64
+    cos, sin = rotary_table(config)[:, :, 0].numpy()
+    assert np.abs(cos - np.cos(angles)).max() < 1e-7 and np.abs(sin - np.sin(angles)).max() < 1e-7
