@@ -94,18 +94,20 @@ class Batches:
         return tensor.to(self.device, non_blocking=True)
 
     def shuffled_starts(self, split: str, sequences: np.ndarray) -> np.ndarray:
-        """Where these sequences of the endless shuffled order start: epochs without replacement."""
-        length, stride, phases = self.splits[split].length, self.row_length or self.T, 1
-        count = length // stride
-        if not self.row_length:  # one fewer, so that each epoch can cut the text at another phase
-            count = max(1, (length - self.T) // self.T)
-            phases = min(self.T, length - count * self.T)
+        """Where these sequences of the endless shuffled order start: epochs without replacement.
+
+        A stream is read as a circle. An epoch leaves out the targets that do not fill a sequence,
+        and the next one begins with them: all are as frequent, and cut at another phase each time.
+        """
+        length, stride = self.splits[split].length, self.row_length or self.T
+        circle = length if self.row_length else length - 1  # its first token is no target
+        count, left_out = divmod(circle, stride)
+        shift = 0 if self.row_length else left_out or 1 + stride // 3
         starts = np.empty_like(sequences)
         for epoch in np.unique(sequences // count):
-            seed, here = fold_in(self.seed, int(epoch)), sequences // count == epoch
-            starts[here] = (
-                seed % phases + permutation(seed, count)[sequences[here] % count] * stride
-            )
+            here = sequences // count == epoch
+            order = permutation(fold_in(self.seed, int(epoch)), count)[sequences[here] % count]
+            starts[here] = (order * stride - epoch * shift) % circle
         return starts
 
     def evaluation(self, split: str, limit: int, batch_size: int) -> Iterator[tuple]:

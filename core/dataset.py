@@ -146,13 +146,17 @@ class Split:
         raise UserError(f"{self.path} {what}: run its prepare script again.")
 
     def sequences(self, starts: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
-        """x and y, (len(starts), T) int64: y is x one token later, and -1 where it is ignored."""
-        positions = starts[:, None] + np.arange(T + 1)
+        """x and y, (len(starts), T) int64: y is x one token later, and -1 where it is ignored.
+
+        After the last target of the split comes its first one again.
+        """
+        positions = (starts[:, None] + np.arange(T)) % (self.length - 1)
         # maps opened for each batch let go of the pages that were read: memory does not grow
-        ids = np.memmap(self.path, self.dtype, mode="r")[positions].astype(np.int64)
-        if ids.max(initial=0) >= self.vocab_size:
-            self.fail(f"has the id {ids.max()}, beyond its vocabulary of {self.vocab_size}")
-        x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
+        ids = np.memmap(self.path, self.dtype, mode="r")
+        x, y = ids[positions].astype(np.int64), ids[positions + 1].astype(np.int64)
+        largest = max(x.max(initial=0), y.max(initial=0))
+        if largest >= self.vocab_size:
+            self.fail(f"has the id {largest}, beyond its vocabulary of {self.vocab_size}")
         if self.masked:
-            y[np.memmap(self.mask_path, np.uint8, mode="r")[positions[:, 1:]] == 0] = -1
+            y[np.memmap(self.mask_path, np.uint8, mode="r")[positions + 1] == 0] = -1
         return x, y

@@ -24,13 +24,33 @@ def test_a_sequence_predicts_its_next_token(numbers):
     assert torch.equal((x + 1) % 256, y)
 
 
-def test_an_epoch_reads_each_sequence_once_and_the_next_is_cut_elsewhere(numbers):
-    data = open_data(numbers(train=16 * 10 + 1), batch_size=1)  # nine sequences per epoch
-    starts = data.shuffled_starts("train", np.arange(9 * 20)).reshape(20, 9)
-    for epoch in starts:
-        assert len(set(epoch)) == 9 and len({start % 16 for start in epoch}) == 1
-    assert len({epoch[0] % 16 for epoch in starts}) > 5
-    assert len({tuple(np.argsort(epoch)) for epoch in starts}) == 20
+@pytest.mark.parametrize("T", [1, 2, 7, 16, 100])
+@pytest.mark.parametrize("length", [101, 112, 113, 120, 1000, 3071])
+def test_each_token_is_a_target_equally_often(numbers, length, T):
+    data = open_data(numbers(train=length), T, 1)
+    count, times = (length - 1) // T, np.zeros(length, int)
+    for epoch in range(2 * T + 3):
+        starts = data.shuffled_starts("train", epoch * count + np.arange(count))
+        targets = (starts[:, None] + np.arange(T)) % (length - 1) + 1
+        assert len(np.unique(targets)) == targets.size  # without replacement
+        np.add.at(times, targets.ravel(), 1)
+        assert times[0] == 0 and np.ptp(times[1:]) <= 1
+
+
+@pytest.mark.parametrize("length", [160, 161, 165, 170])
+def test_each_epoch_is_shuffled_anew_and_cut_elsewhere(numbers, length):
+    data = open_data(numbers(train=length), batch_size=1)
+    count = (length - 1) // 16
+    starts = data.shuffled_starts("train", np.arange(count * 20)).reshape(20, count)
+    assert len({epoch[0] % (length - 1) % 16 for epoch in starts}) > 2
+    assert len({tuple(np.argsort(epoch)) for epoch in starts}) > 15
+
+
+def test_a_sequence_across_the_end_continues_at_the_beginning(numbers):
+    data = open_data(numbers(train=100), 10, 1)
+    x, y = data.splits["train"].sequences(np.array([95]), 10)
+    assert x[0].tolist() == [95, 96, 97, 98, 0, 1, 2, 3, 4, 5]
+    assert np.array_equal(y, x + 1)
 
 
 def test_sequences_depend_on_seed_step_and_number_alone(numbers):
