@@ -7,6 +7,7 @@ with Writer("data/toy", ByteTokenizer(), source={"name": "toy.txt"}) as writer:
 import contextlib
 import json
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -16,13 +17,13 @@ import numpy as np
 
 from core import UserError
 from core.distributed import local_rank_first
-from core.tokenizer import Tokenizer, from_dict
+from core.tokenizer import CharTokenizer, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-NANOGPT = {"tokenizer": {"kind": "gpt2"}, "dtype": "uint16", "row_length": None, "task": None}
-NANOGPT["source"] = {"name": "GPT-2 tokens, since there is no meta.json"}
+PREPARE = "FOLIO_PREPARE"  # in the environment: the setting `prepare` that a script was started by
+DEFAULTS = {"dtype": "uint16", "row_length": None, "task": None, "prepare": None}
 
 
 class Writer:
@@ -37,7 +38,7 @@ class Writer:
         self.counts, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         self.meta = {"tokenizer": tokenizer.to_dict(), "row_length": row_length, "source": source}
         self.meta["dtype"] = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        self.meta["task"] = task
+        self.meta |= {"task": task, "prepare": os.environ.get(PREPARE) or words_of_this_command()}
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
@@ -91,37 +92,95 @@ class Writer:
                 os.remove(os.path.join(self.folder, name))
 
 
+def words_of_this_command() -> list[str]:
+    """The script or module that runs, without its folder, and its options."""
+    spec = sys.modules["__main__"].__spec__
+    return [spec.name if spec else os.path.basename(sys.argv[0]), *sys.argv[1:]]
+
+
 def read_meta(folder: str) -> dict:
-    """meta.json; a folder of .bin files without one is nanoGPT's, of GPT-2 tokens."""
+    """meta.json, see data/README.md; of a folder that nanoGPT made, what its files say."""
     path = os.path.join(folder, "meta.json")
-    if not os.path.exists(path):
-        return dict(NANOGPT)
-    with open(path, encoding="utf-8") as file:
+    try:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                meta = {**DEFAULTS, "source": {"name": "an unknown source"}, **json.load(file)}
+        else:
+            meta = {**DEFAULTS, **read_nanogpt(folder)}
+        from_dict(meta["tokenizer"])
+        DTYPES[meta["dtype"]], meta["source"]["name"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged ({reason}): run its prepare script again.") from None
+    return meta
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Unpickles numbers, strings, lists and dicts; a class or function would be code that runs."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def read_nanogpt(folder: str) -> dict:
+    """The tokenizer of nanoGPT's data: the characters of meta.pkl, or else GPT-2's tokens."""
+    path, train_bin = (os.path.join(folder, name) for name in ("meta.pkl", "train.bin"))
+    if os.path.exists(path):
         try:
-            return {**NANOGPT, **json.load(file)}
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}): run its prepare script again.") from None
+            with open(path, "rb") as file:
+                ids = PlainUnpickler(file).load()["stoi"]
+            chars = sorted(ids, key=ids.get)
+            if [ids[char] for char in chars] != list(range(len(chars))):
+                raise ValueError("its stoi does not count from 0")
+            tokenizer = CharTokenizer(chars).to_dict()
+        except Exception as error:  # a pickle can be anything
+            raise UserError(
+                f"{path} is not one of nanoGPT's characters ({error}): write a meta.json, as "
+                "data/README.md shows."
+            ) from None
+        return {"tokenizer": tokenizer, "source": {"name": path}}
+    if not os.path.exists(train_bin):
+        raise UserError(f"there is no dataset {folder}: it has no train.bin.")
+    # nearly every word of a text is an id above those of single bytes
+    if np.fromfile(train_bin, "<u2", 10000).max(initial=0) < 256:
+        raise UserError(
+            f"{folder} has no meta.json that names its tokenizer, and its ids are not GPT-2's: run "
+            "its prepare script again, or write one, as data/README.md shows."
+        )
+    return {"tokenizer": {"kind": "gpt2"}, "source": {"name": "GPT-2, since it has no meta.json"}}
+
+
+def is_made_by(folder: str, command: str) -> bool:
+    """Whether the dataset is there, and was not made by another command than this one.
+
+    One that was made by hand may have more options, such as --input.
+    """
+    if not os.path.exists(os.path.join(folder, "train.bin")):
+        return False
+    made = read_meta(folder)["prepare"]
+    if isinstance(made, list):
+        return set(shlex.split(command)) <= set(made)
+    return made in (command, None)
 
 
 def ensure_prepared(folder: str, command: str) -> Tokenizer:
-    """The dataset's tokenizer; if the dataset is missing its prepare command runs first.
+    """The dataset's tokenizer; its prepare command runs first, unless that is what made it.
 
     command: a script or module of this repository with its options; "" if there is none.
     """
-    train_bin = os.path.join(folder, "train.bin")
     with local_rank_first():
-        if command and not os.path.exists(train_bin):
+        if command and not is_made_by(folder, command):
             script, *options = shlex.split(command)
             start = [os.path.join(ROOT, script)] if script.endswith(".py") else ["-m", script]
             path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
-            environment = {**os.environ, "PYTHONPATH": path}
+            environment = {**os.environ, "PYTHONPATH": path, PREPARE: command}
             subprocess.run([sys.executable, *start, *options], env=environment)
-    if command and not os.path.exists(train_bin):
-        raise UserError(f"there is no {train_bin}: --prepare={command!r} did not make it.")
-    if not os.path.exists(train_bin):
+    if command and not is_made_by(folder, command):
+        raise UserError(f"--prepare={command!r} did not make {folder}/train.bin.")
+    if not os.path.exists(os.path.join(folder, "train.bin")):
         raise UserError(
-            f"there is no {train_bin}: run a prepare script, such as prepare_text.py, and add "
-            "--dataset=NAME with the folder it makes, or put the .bin files of nanoGPT's "
+            f"there is no {folder}/train.bin: run a prepare script, such as prepare_text.py, and "
+            "add --dataset=NAME with the folder it makes, or put the .bin files of nanoGPT's "
             f"data/{os.path.basename(folder)}/prepare.py there."
         )
     return from_dict(read_meta(folder)["tokenizer"])

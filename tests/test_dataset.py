@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from conftest import ROOT
 
 from core import UserError
 from core.batches import Batches
-from core.dataset import Writer
+from core.dataset import Writer, ensure_prepared, is_made_by, read_meta
 from core.tokenizer import ByteTokenizer, CharTokenizer
 
 
@@ -57,6 +58,80 @@ def test_a_folder_of_nanogpt_is_valid_as_it_is(tmp_path):
     assert torch.equal(x + 1, y)
 
 
+def save_nanogpt(folder, ids, meta=None):
+    for split in ("train", "val"):
+        np.array(ids, np.uint16).tofile(folder / f"{split}.bin")
+    if meta is not None:
+        (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+
+
+def test_nanogpts_characters_are_read_from_meta_pkl(tmp_path):
+    text = "to be or not to be, that is the question\n" * 20
+    chars = sorted(set(text))
+    stoi, itos = {c: i for i, c in enumerate(chars)}, dict(enumerate(chars))
+    ids = [stoi[c] for c in text]
+    save_nanogpt(tmp_path, ids, {"vocab_size": len(chars), "stoi": stoi, "itos": itos})
+    tokenizer = open_data(str(tmp_path)).tokenizer
+    assert tokenizer.to_dict() == {"kind": "char", "chars": chars, "special": []}
+    assert tokenizer.encode(text).tolist() == ids and tokenizer.decode(ids) == text
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("evil",))
+
+
+@pytest.mark.parametrize(
+    "meta", [Evil(), {"stoi": Evil()}, {"vocab_size": 3}, {"stoi": {"a": 1, "b": 2}}, [1], 7]
+)
+def test_another_meta_pkl_is_one_sentence_and_nothing_in_it_runs(tmp_path, monkeypatch, meta):
+    monkeypatch.chdir(tmp_path)
+    save_nanogpt(tmp_path, range(300), meta)
+    with pytest.raises(UserError, match=r"meta\.pkl is not one of nanoGPT's characters"):
+        read_meta(str(tmp_path))
+    assert not os.path.exists("evil")
+
+
+def test_a_missing_meta_json_is_no_proof_of_gpt2(tmp_path):
+    save_nanogpt(tmp_path, np.arange(1000) % 65)
+    with pytest.raises(UserError, match=r"no meta\.json that names its tokenizer"):
+        read_meta(str(tmp_path))
+    with pytest.raises(UserError, match="there is no dataset typo"):
+        read_meta("typo")
+
+
+def test_a_dataset_is_made_again_by_another_command_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def source(command: str) -> str:
+        ensure_prepared("data/addition", command)
+        return read_meta("data/addition")["source"]["name"]
+
+    one = "projects.arithmetic.prepare_addition --digits=1 --held_out=20"
+    two = "projects.arithmetic.prepare_addition --held_out=20"
+    assert "1 digits" in source(one)
+    made = os.stat("data/addition/train.bin").st_mtime_ns
+    source(one)
+    assert os.stat("data/addition/train.bin").st_mtime_ns == made
+    assert "2 digits" in source(two)
+    assert "1 digits" in source(one)
+    with pytest.raises(UserError, match="did not make"):
+        source("projects.arithmetic.prepare_addition --digits=99")
+    assert "1 digits" in read_meta("data/addition")["source"]["name"]  # the old one is kept
+
+
+def test_what_was_made_by_hand_may_have_more_options(numbers):
+    folder = numbers()
+    path = os.path.join(folder, "meta.json")
+    meta = json.load(open(path))
+    meta["prepare"] = ["prepare_shakespeare.py", "--input=my.txt"]
+    json.dump(meta, open(path, "w"))
+    assert is_made_by(folder, "prepare_shakespeare.py")
+    assert is_made_by(folder, "prepare_shakespeare.py --input=my.txt")
+    assert not is_made_by(folder, "prepare_shakespeare.py --tokenizer=gpt2")
+    assert not is_made_by(folder, "prepare_text.py")
+
+
 def damage(folder, name, change):
     path = os.path.join(folder, name)
     content = open(path, "rb").read()
@@ -72,6 +147,10 @@ def damage(folder, name, change):
         ("val.bin", lambda b: b"", "has 0 bytes, not those of 500 tokens"),
         ("train.bin", lambda b: b"\xff\xff" * (len(b) // 2), "id 65535"),
         ("meta.json", lambda b: b[:20], "is damaged"),
+        ("meta.json", lambda b: b"[]", "is damaged"),
+        ("meta.json", lambda b: b"{}", "is damaged"),
+        ("meta.json", lambda b: b.replace(b"uint16", b"uint99"), "is damaged"),
+        ("meta.json", lambda b: b.replace(b'"kind"', b'"sort"'), "unknown tokenizer"),
     ],
 )
 def test_damaged_files_are_one_sentence(numbers, name, change, sentence):
@@ -99,7 +178,7 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 import resource, torch, numpy as np
 from core.batches import Batches
 for split in ("train", "val"):
-    np.zeros(10**8 if split == "train" else 2000, np.uint16).tofile(split + ".bin")
+    np.full(10**8 if split == "train" else 2000, 300, np.uint16).tofile(split + ".bin")
 data = Batches(".", 1024, 64, 0, "cpu")
 for step in range(20): data.batch("train", step)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

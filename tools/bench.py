@@ -76,7 +76,7 @@ def find_tokenizer(temporary: str) -> Tokenizer:
     tokenizer = GPT2Tokenizer()
     if updates or profile:
         print(f"data     random tokens: there is no {folder}", flush=True)
-        settings["dataset"] = temporary
+        settings["dataset"], settings["prepare"] = temporary, ""
         ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 2**22)
         with Writer(temporary, tokenizer, {"name": "random tokens"}) as writer:
             writer.append("train", ids)
