@@ -236,14 +236,14 @@ class GPT(nn.Module):
 
         A shorter block_size drops the later positions. UserError where a tensor does not fit.
         """
-        with SkipInit():
-            model = cls(GPTConfig(**model_args))
         state_dict, wpe = dict(state_dict), "transformer.wpe.weight"
-        if wpe in state_dict:
-            state_dict[wpe] = state_dict[wpe][: model.config.block_size]
         try:
+            with SkipInit():
+                model = cls(GPTConfig(**model_args))
+            if wpe in state_dict:
+                state_dict[wpe] = state_dict[wpe][: model.config.block_size]
             model.load_state_dict(state_dict, assign=True)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             reason = str(error).split("\n\t", 1)[-1].splitlines()[0]
             raise UserError(f"the weights do not fit their own model_args: {reason}") from None
         if not model.config.untied_head:

@@ -5,7 +5,6 @@ python sample.py --out_dir=out/shakespeare_char --temperature=0 --num_samples=1
 python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
 """
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -14,7 +13,6 @@ import torch
 
 from configurator import configure, pick
 from core import checkpoint
-from core.dataset import read_meta
 from core.device import choose_device
 from core.generate import KVCache, Sampling, compile_decoding, generate, prepare_for_inference
 from model import GPT
@@ -28,7 +26,7 @@ max_new_tokens = 500  # tokens of each
 stop = ""  # end a sample before this text
 seed = 1337  # the same seed, the same samples
 stream = True  # print token by token; False computes all samples at once, faster in all
-dataset = ""  # whose tokenizer to take, for a nanoGPT checkpoint without one
+dataset = ""  # whose tokenizer to take, if the checkpoint names none; else that of its own
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
 compile = False  # torch.compile: a wait of half a minute, then faster tokens
@@ -38,9 +36,7 @@ globals().update(settings)
 # ---- the model, its tokenizer, the prompt --------------------------------------------------------
 device = choose_device(device)
 loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
-if loaded["tokenizer"] is None and dataset:
-    loaded["tokenizer"] = read_meta(os.path.join("data", dataset))["tokenizer"]
-tokenizer = checkpoint.load_tokenizer(loaded)
+tokenizer = checkpoint.load_tokenizer(loaded, dataset)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
 model = prepare_for_inference(model, dtype, device)
 if start.startswith("FILE:"):

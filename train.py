@@ -185,7 +185,7 @@ caught = distributed.catch_signals()
 # schedules count full batches, so that a batch that grows warms up over as many tokens
 lr_warmup = warmup_tokens / (batch * data.T) if warmup_tokens else data.full_batches(warmup_iters)
 lr_end, lr_floor = data.full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
-for step in range(start_step, max_iters + 1):
+for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     is_last = step == max_iters or eval_only
     if is_last or (eval_interval and step % eval_interval == 0):
         with run_log.paused():
@@ -229,7 +229,7 @@ for step in range(start_step, max_iters + 1):
     if (step + 1) % log_interval == 0 or step + 1 in (1, max_iters):
         run_log.training(step + 1, total_loss, learning_rate * factor, grad_norm)
 
-if start_step > max_iters:
+if start_step > max_iters and not eval_only:
     print0(f"nothing to do: {start_step} steps are done, more than --max_iters={max_iters}")
 elif any_rank(bool(caught)):
     if run_log.writes and step > start_step:

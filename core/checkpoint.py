@@ -10,17 +10,20 @@ nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same 
 
 import itertools
 import os
+import re
 from dataclasses import asdict
 from glob import glob
 
 import torch
 
 from core import UserError, gpt2
+from core.dataset import read_meta
 from core.distributed import local_rank_first, print0
 from core.kernels import pad_vocab
 from core.tokenizer import Tokenizer, from_dict
 
 LATEST, BEST = "ckpt.pt", "best.pt"
+VOCAB_TABLES = ("transformer.wte.weight", "lm_head.weight")  # one row per token
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
 DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}}
 
@@ -56,10 +59,13 @@ def load(source: str) -> dict:
     except Exception as error:  # damage shows in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
-    args = loaded.get("model_args", {}) if isinstance(loaded, dict) else {}
-    if "vocab_size" not in args or "model" not in loaded:
+    weights, args = map(loaded.get, ("model", "model_args")) if isinstance(loaded, dict) else (0, 0)
+    if not isinstance(weights, dict) or "vocab_size" not in (args or {}):
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
-    loaded = loaded if "tokenizer" in loaded else from_nanogpt(loaded)
+    try:
+        loaded = loaded if "tokenizer" in loaded else from_nanogpt(loaded)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a whole checkpoint of nanoGPT: {error!r}.") from None
     return {**DEFAULTS, **loaded, "path": path}
 
 
@@ -82,13 +88,23 @@ def resolve_checkpoint(source: str) -> str:
     return best if os.path.exists(best) else os.path.join(source, LATEST)
 
 
-def load_tokenizer(loaded: dict) -> Tokenizer:
-    """The tokenizer of a checkpoint; UserError if it has none."""
-    if loaded["tokenizer"] is None:
+def load_tokenizer(loaded: dict, dataset: str = "") -> Tokenizer:
+    """The tokenizer of a checkpoint; one that names none, as nanoGPT's, has that of its dataset.
+
+    dataset: the name to take instead of the one in the checkpoint. UserError if there is none.
+    """
+    saved, name = loaded["tokenizer"], dataset or loaded["config"].get("dataset") or ""
+    folder = os.path.join("data", name)
+    if saved is None and (dataset or (name and os.path.isdir(folder))):
+        saved = read_meta(folder)["tokenizer"]
+        if from_dict(saved).vocab_size != loaded["model_args"]["vocab_size"]:
+            raise UserError(f"{folder} has another vocabulary than {loaded['path']}.")
+    if saved is None:
         raise UserError(
-            f"{loaded['path']} has no tokenizer; sample.py takes one by --dataset=NAME."
+            f"{loaded['path']} names no tokenizer that folioGPT knows: sample.py takes that of a "
+            "dataset by --dataset=NAME."
         )
-    return from_dict(loaded["tokenizer"])
+    return from_dict(saved)
 
 
 def from_nanogpt(loaded: dict) -> dict:
@@ -97,15 +113,19 @@ def from_nanogpt(loaded: dict) -> dict:
     is_gpt2 = args["vocab_size"] in (50257, 50304)  # nanoGPT pads GPT-2's vocabulary
     args["vocab_size"] = 50257 if is_gpt2 else args["vocab_size"]
     weights = {
-        name.removeprefix("_orig_mod."): tensor  # its torch.compile leaves this prefix
+        re.sub(r"^(_orig_mod\.|module\.)+", "", name): tensor  # from torch.compile and DDP
         for name, tensor in loaded["model"].items()
         if not name.endswith(".attn.bias")  # a causal mask
     }
-    for name in ("transformer.wte.weight", "lm_head.weight"):
+    args["untied_head"] = not torch.equal(*(weights[name] for name in VOCAB_TABLES))
+    for name in VOCAB_TABLES:
         weights[name] = pad_vocab(weights[name])
-    if optimizer and (moments := optimizer["state"].get(0)):  # of wte, its first parameter
-        for name in ("exp_avg", "exp_avg_sq"):
-            moments[name] = pad_vocab(moments[name])
+    if optimizer:  # its parameters are numbered: wte is the first, an untied head the last matrix
+        last = len(optimizer["param_groups"][0]["params"]) - 1
+        for number in {0, last} if args["untied_head"] else {0}:
+            moments = optimizer["state"].get(number, {})
+            for name in {"exp_avg", "exp_avg_sq"} & set(moments):
+                moments[name] = pad_vocab(moments[name])
     return {
         "model": weights,
         "model_args": args,
@@ -127,7 +147,7 @@ def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
     old = {symbol: i for i, symbol in enumerate(load_tokenizer(loaded).symbols())}
     source = torch.tensor([old.get(symbol, -1) for symbol in tokenizer.symbols()])
     weights = dict(loaded["model"])
-    for name in ("transformer.wte.weight", "lm_head.weight"):
+    for name in VOCAB_TABLES:
         known = weights[name][: len(old)].float()
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(source), known.size(1), generator=generator)
@@ -152,31 +172,54 @@ def start_model(gpt: type, config, init_from: str, latest: str, tokenizer: Token
     resuming = init_from == "resume"
     with local_rank_first():  # it may be downloaded
         loaded = load(latest if resuming else init_from)
-    if loaded["tokenizer"] not in (tokenizer.to_dict(), None):
-        if resuming or loaded["tokenizer"]["kind"] != tokenizer.kind:
-            raise UserError(
-                f"the dataset has another vocabulary than {loaded['path']}: choose its own dataset."
-            )
-        loaded = resize_token_embeddings(loaded, tokenizer)
-    args, weights = {**loaded["model_args"], "dropout": config.dropout}, dict(loaded["model"])
+    if loaded["tokenizer"] != tokenizer.to_dict():
+        loaded = with_vocabulary_of(tokenizer, loaded, resuming)
+    # what a checkpoint does not state has the default
+    args = {**asdict(type(config)(tokenizer.vocab_size)), **loaded["model_args"]}
+    args["dropout"], weights = config.dropout, dict(loaded["model"])
+    if resuming and config.block_size < args["block_size"]:
+        raise UserError(
+            f"block_size={config.block_size} is not the checkpoint's {args['block_size']}: resume "
+            f"with its own, or start a run from its weights by --init_from={loaded['path']}."
+        )
     args["block_size"] = min(args["block_size"], config.block_size)
-    if config.untied_head and not args.get("untied_head") and not resuming:
+    if config.untied_head and not args["untied_head"] and not resuming:
         args["untied_head"] = True
         weights["lm_head.weight"] = weights["lm_head.weight"].clone()
     for name, value in asdict(config).items():
-        if name != "block_size" and args.get(name, value) != value:
+        if args[name] != value:
             print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
     return gpt.from_state_dict(args, weights), loaded if resuming else None
+
+
+def with_vocabulary_of(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> dict:
+    """The checkpoint with this tokenizer, the dataset's, if its weights can have it."""
+    saved, size = loaded["tokenizer"], loaded["model_args"]["vocab_size"]
+    if saved is None and size == tokenizer.vocab_size:
+        print0(f"vocab    {loaded['path']} names no tokenizer: taken for the dataset's")
+        return loaded
+    if saved is None or resuming or saved["kind"] != tokenizer.kind:
+        theirs = "unknown" if saved is None else saved["kind"]
+        raise UserError(
+            f"the dataset has another vocabulary ({tokenizer.kind}, {tokenizer.vocab_size} tokens) "
+            f"than {loaded['path']} ({theirs}, {size} tokens): choose its own dataset."
+        )
+    return resize_token_embeddings(loaded, tokenizer)
 
 
 def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradScaler) -> None:
     """The moments of the checkpoint; learning rates, betas and decay stay those of the settings.
 
-    UserError if it was trained by another kind of optimizer, or trained other parameters.
+    UserError if it has none, those of another kind of optimizer, or of other parameters.
     """
     saved = loaded["optimizers"]
+    if not saved:
+        raise UserError(
+            f"{loaded['path']} has no optimizer state to resume with: start a run from its weights "
+            f"by --init_from={loaded['path']} --out_dir=ANOTHER."
+        )
     if set(saved) != set(optimizers):
-        kinds = " and ".join(saved) or "an unknown optimizer"
+        kinds = " and ".join(saved)
         raise UserError(f"{loaded['path']} was trained with {kinds}: use the same --optimizer.")
     for kind, optimizer in optimizers.items():
         groups = optimizer.state_dict()["param_groups"]

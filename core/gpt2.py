@@ -15,6 +15,7 @@ import torch
 
 from core import UserError
 from core.kernels import pad_vocab
+from core.tokenizer import from_dict
 
 SIZES = {  # n_layer, n_head, n_embd by name: GPT-2's, which OpenAI released, and minGPT's
     "gpt2": (12, 12, 768),
@@ -28,9 +29,10 @@ SIZES = {  # n_layer, n_head, n_embd by name: GPT-2's, which OpenAI released, an
 RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (in, out), as in TensorFlow
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2"}  # theirs -> ours
+ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 # their settings that our model has no field for, with the only value that it implements
-FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "tie_word_embeddings": True}
-FIXED |= {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "add_cross_attention": False}
+FIXED |= {"scale_attn_by_inverse_layer_idx": False}
 # sha256 of GPT-2's 50257 tokens, spelled as in its encoder.json, joined by line breaks
 GPT2_TOKENS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
 
@@ -78,8 +80,16 @@ def read(folder: str) -> dict:
     for name, value in different.items():
         raise UserError(f"{folder}/config.json: {name}={value} is not implemented.")
     args |= {"block_size": config["n_positions"], "activation": ACTIVATIONS[activation]}
-    tokenizer = read_tokenizer(folder, args["vocab_size"])
-    return {"model": from_hf(read_tensors(folder)), "model_args": args, "tokenizer": tokenizer}
+    args["untied_head"] = not config.get("tie_word_embeddings", True)
+    tokenizer, rows = read_tokenizer(folder, args["vocab_size"]), args["vocab_size"]
+    if tokenizer is not None:
+        args["vocab_size"] = from_dict(tokenizer).vocab_size  # more rows are padding
+    if args["vocab_size"] > rows:
+        raise UserError(
+            f"{folder}: its tokenizer has {args['vocab_size']} tokens, its model only {rows}."
+        )
+    weights = from_hf(read_tensors(folder), args["vocab_size"], args["untied_head"])
+    return {"model": weights, "model_args": args, "tokenizer": tokenizer}
 
 
 def read_json(path: str) -> dict:
@@ -106,31 +116,53 @@ def read_tensors(folder: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def from_hf(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Their tensors by our names: matrices transposed, the vocabulary padded."""
+def from_hf(
+    theirs: dict[str, torch.Tensor], vocab_size: int, untied_head: bool = False
+) -> dict[str, torch.Tensor]:
+    """Their tensors by our names: matrices transposed, the vocabulary of its padded size."""
     ours = {}
     for name, tensor in theirs.items():
         if name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks, in old files
             continue
         name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         ours[name] = (tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor).float()
-    if "transformer.wte.weight" in ours:
-        ours["transformer.wte.weight"] = pad_vocab(ours["transformer.wte.weight"])
+    for name in {"transformer.wte.weight", "lm_head.weight"} & set(ours):
+        ours[name] = pad_vocab(ours[name][:vocab_size])
+    if "transformer.wte.weight" in ours and not untied_head:
         ours["lm_head.weight"] = ours["transformer.wte.weight"]
     return ours
 
 
-def read_tokenizer(folder: str, vocab_size: int) -> dict | None:
-    """Our own, of an export; GPT-2's, if tokenizer.json has its tokens or there is none."""
-    own, path = (os.path.join(folder, name) for name in ("folio_tokenizer.json", "tokenizer.json"))
+def read_tokenizer(folder: str, rows: int) -> dict | None:
+    """Our own, of an export; GPT-2's, if its files say so or there are none; else None.
+
+    rows: of the model's vocabulary.
+    """
+    names = ("folio_tokenizer.json", "tokenizer.json", "vocab.json", "merges.txt")
+    own, whole, vocab, merges = (os.path.join(folder, name) for name in names)
     if os.path.exists(own):
         return read_json(own)
-    if not os.path.exists(path):
-        return {"kind": "gpt2"} if vocab_size == 50257 else None
-    saved = read_json(path)
-    vocab = saved["model"].get("vocab")
-    tokens = sorted(vocab, key=vocab.get)[:50257] if isinstance(vocab, dict) else []
-    if hashlib.sha256("\n".join(tokens).encode()).hexdigest() != GPT2_TOKENS:
+    if os.path.exists(whole):
+        saved = read_json(whole)
+        model, added = saved.get("model", {}), saved.get("added_tokens", [])
+    elif os.path.exists(vocab) and os.path.exists(merges):
+        with open(merges, encoding="utf-8") as file:
+            lines = [line for line in file.read().splitlines() if not line.startswith("#version")]
+        model, added = {"type": "BPE", "vocab": read_json(vocab), "merges": lines}, []
+    else:
+        return {"kind": "gpt2"} if rows in (50257, 50304) else None  # 50304: padded
+    if not is_gpt2_bpe(model):
         return None
-    added = [t["content"] for t in saved["added_tokens"] if t["id"] > 50256]
-    return {"kind": "gpt2", "special": added} if added else {"kind": "gpt2"}
+    special = [token["content"] for token in added if token["id"] > 50256]
+    return {"kind": "gpt2", "special": special} if special else {"kind": "gpt2"}
+
+
+def is_gpt2_bpe(model: dict) -> bool:
+    """Whether the model of a tokenizer.json has GPT-2's tokens, and merges that make just them."""
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if model.get("type") != "BPE" or not isinstance(vocab, dict) or not merges:
+        return False
+    tokens = sorted(vocab, key=vocab.get)[:50257]
+    merged = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in merges]
+    digest = hashlib.sha256("\n".join(tokens).encode()).hexdigest()
+    return digest == GPT2_TOKENS and merged == tokens[256:-1]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from core import UserError, checkpoint
+from core.dataset import Writer
 from core.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
 
@@ -83,6 +84,13 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path, monkeypatch):
     torch.save({"model": {}, "model_args": {}}, "e.pt")
     with pytest.raises(UserError, match="not a checkpoint of"):
         checkpoint.load("e.pt")
+    torch.save({"model": {}, "model_args": ARGS}, "g.pt")
+    with pytest.raises(UserError, match="not a whole checkpoint of nanoGPT"):
+        checkpoint.load("g.pt")
+    state = {"model": {}, "model_args": {"vocab_size": 65, "colour": 3}, "tokenizer": None}
+    torch.save(state, "h.pt")
+    with pytest.raises(UserError, match=r"do not fit.*colour"):
+        GPT.from_pretrained("h.pt")
     for at in random.Random(0).sample(range(len(whole)), 60):  # damaged somewhere
         open("f.pt", "wb").write(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
         with contextlib.suppress(UserError):
@@ -101,7 +109,10 @@ def nanogpt_state(model: GPT, rows: int) -> dict:
     moments = {"exp_avg": torch.ones(rows, 32), "exp_avg_sq": torch.ones(rows, 32)}
     return {
         "model": weights,
-        "optimizer": {"state": {0: {"step": torch.tensor(3.0), **moments}}, "param_groups": []},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0), **moments}},
+            "param_groups": [{"params": [0]}],
+        },
         "model_args": {**ARGS, "bias": True, "dropout": 0.0},
         "iter_num": 3,
         "best_val_loss": torch.tensor(1.5),
@@ -120,6 +131,23 @@ def test_nanogpts_checkpoint_is_the_same_model(tmp_path):
     idx = torch.randint(65, (2, 16))
     torch.testing.assert_close(again(idx), model(idx))
     assert loaded["optimizers"]["adamw"]["state"][0]["exp_avg"].shape == again.lm_head.weight.shape
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod."])
+def test_nanogpts_untied_head_is_kept_whatever_the_prefix(tmp_path, prefix):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**ARGS, activation="gelu", untied_head=True)).eval()
+    state = nanogpt_state(model, 65)
+    state["model"] = {n.replace("_orig_mod.", prefix): p for n, p in state["model"].items()}
+    moments = {"exp_avg": torch.ones(65, 32), "exp_avg_sq": torch.ones(65, 32)}
+    state["optimizer"]["state"][10] = moments
+    state["optimizer"]["param_groups"] = [{"params": list(range(11))}]
+    torch.save(state, tmp_path / "ckpt.pt")
+    loaded = checkpoint.load(str(tmp_path / "ckpt.pt"))
+    again = GPT.from_state_dict(loaded["model_args"], loaded["model"]).eval()
+    idx = torch.randint(65, (2, 16))
+    torch.testing.assert_close(again(idx), model(idx))
+    assert loaded["optimizers"]["adamw"]["state"][10]["exp_avg"].shape == (128, 32)
 
 
 def test_nanogpts_rounded_vocabulary_is_gpt2s(tmp_path):
@@ -178,6 +206,69 @@ def test_a_tied_model_starts_an_untied_one_with_a_copy_of_its_head(tmp_path):
     assert torch.equal(head, wte) and head.data_ptr() != wte.data_ptr()
 
 
+def saved_model(path, tokenizer, **more) -> str:
+    args = {**ARGS, **more}
+    model = GPT(GPTConfig(**args))
+    state = {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer}
+    checkpoint.save(state, str(path))
+    return str(path)
+
+
+def test_fields_that_a_checkpoint_does_not_state_have_their_defaults(tmp_path, capsys):
+    tokenizer = CharTokenizer(map(chr, range(65)))
+    path = saved_model(tmp_path / "a.pt", tokenizer.to_dict())
+    leaks = dict(qk_norm=True, smear=1, logit_softcap=15.0, window=8)
+    model, _ = checkpoint.start_model(GPT, GPTConfig(**ARGS, **leaks), path, "", tokenizer)
+    assert model.config == GPTConfig(**ARGS)
+    said = capsys.readouterr().out
+    for name, value in leaks.items():
+        assert f"{name}={getattr(GPTConfig, name)} as in the checkpoint, not {value}" in said
+
+
+def test_a_tokenizer_and_a_model_that_do_not_fit_are_one_sentence(tmp_path, capsys):
+    def start(path, chars, resume=False):
+        init_from, latest = ("resume", path) if resume else (path, "")
+        tokenizer = CharTokenizer(map(chr, range(chars)))
+        return checkpoint.start_model(GPT, GPTConfig(**ARGS), init_from, latest, tokenizer)[0]
+
+    unknown = saved_model(tmp_path / "unknown.pt", None)
+    assert start(unknown, 65).config.vocab_size == 65
+    assert "names no tokenizer" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"char, 64 tokens.*unknown, 65 tokens"):
+        start(unknown, 64)
+    gpt2 = saved_model(tmp_path / "gpt2.pt", {"kind": "gpt2"}, vocab_size=50257)
+    with pytest.raises(UserError, match=r"char, 65 tokens.*gpt2, 50257 tokens"):
+        start(gpt2, 65)
+    char = saved_model(tmp_path / "c.pt", CharTokenizer(map(chr, range(65))).to_dict())
+    assert start(char, 70).config.vocab_size == 70  # resized token by token
+    with pytest.raises(UserError, match="another vocabulary"):
+        start(char, 70, resume=True)
+
+
+def test_a_checkpoint_without_a_tokenizer_has_that_of_its_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = {"tokenizer": None, "path": "x.pt", "config": {"dataset": "toy"}, "model_args": ARGS}
+    with pytest.raises(UserError, match="names no tokenizer"):
+        checkpoint.load_tokenizer(loaded)
+    with pytest.raises(UserError, match="there is no dataset data/typo"):
+        checkpoint.load_tokenizer(loaded, "typo")
+    for name, size in (("toy", 65), ("other", 64)):
+        with Writer(f"data/{name}", CharTokenizer(map(chr, range(size))), {"name": "x"}) as writer:
+            writer.append("train", [1])
+    assert checkpoint.load_tokenizer(loaded).vocab_size == 65
+    with pytest.raises(UserError, match=r"data/other has another vocabulary than x\.pt"):
+        checkpoint.load_tokenizer(loaded, "other")
+
+
+def test_resuming_with_a_shorter_context_is_one_sentence(tmp_path):
+    tokenizer = CharTokenizer(map(chr, range(65)))
+    path = saved_model(tmp_path / "a.pt", tokenizer.to_dict())
+    shorter = GPTConfig(**{**ARGS, "block_size": 8})
+    assert checkpoint.start_model(GPT, shorter, path, "", tokenizer)[0].config.block_size == 8
+    with pytest.raises(UserError, match="block_size=8 is not the checkpoint's 16"):
+        checkpoint.start_model(GPT, shorter, "resume", path, tokenizer)
+
+
 def test_resuming_compares_the_optimizers_kind_and_parameters():
     def adamw(*names) -> torch.optim.Optimizer:
         params = [torch.nn.Parameter(torch.ones(3)) for _ in names]
@@ -188,6 +279,9 @@ def test_resuming_compares_the_optimizers_kind_and_parameters():
     checkpoint.restore_optimizers(loaded, {"adamw": adamw("a", "b")}, scaler)
     with pytest.raises(UserError, match="trained with adamw"):
         checkpoint.restore_optimizers(loaded, {"muon": adamw("a", "b")}, scaler)
+    with pytest.raises(UserError, match="no optimizer state to resume with"):
+        empty = {**loaded, "optimizers": {}}
+        checkpoint.restore_optimizers(empty, {"adamw": adamw("a", "b")}, scaler)
     for names in (("a",), ("b", "a"), ("a", "b", "c")):  # moments must not go to other parameters
         with pytest.raises(UserError, match="trained other parameters"):
             checkpoint.restore_optimizers(loaded, {"adamw": adamw(*names)}, scaler)

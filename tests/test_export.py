@@ -1,5 +1,6 @@
 """tools/export.py: transformers gives the same logits, text and tokens, and nothing is lost."""
 
+import json
 import os
 import subprocess
 import sys
@@ -105,6 +106,43 @@ def test_gpt2_in_tokenizer_json_is_recognised_by_its_tokens(bpe, script, tmp_pat
         (tmp_path / kind / "folio_tokenizer.json").unlink()  # as others write the folder
         expected = TOKENIZERS[kind].to_dict() if kind != "byte" else None
         assert checkpoint.load(str(tmp_path / kind))["tokenizer"] == expected
+
+
+def test_another_tokenizer_of_gpt2s_size_is_unknown(bpe, script, tmp_path):
+    save_ours(tmp_path / "ckpt.pt", TOKENIZERS["gpt2"])
+    script("tools.export", "--out_dir=ckpt.pt", "--to=hf")
+    (tmp_path / "hf" / "folio_tokenizer.json").unlink()
+    path = tmp_path / "hf" / "tokenizer.json"
+    saved = json.loads(path.read_text())
+
+    def recognised(**change) -> dict | None:
+        path.write_text(json.dumps({**saved, "model": {**saved["model"], **change}}))
+        return checkpoint.load(str(tmp_path / "hf"))["tokenizer"]
+
+    vocab, merges = saved["model"]["vocab"], saved["model"]["merges"]
+    assert recognised() == {"kind": "gpt2"}
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    for spelled in (pairs, [" ".join(pair) for pair in pairs]):
+        assert recognised(merges=spelled) == {"kind": "gpt2"}
+    assert recognised(type="WordLevel") is None
+    assert recognised(merges=merges[1:] + merges[:1]) is None
+    first, second = list(vocab)[1000:1002]
+    assert recognised(vocab={**vocab, first: vocab[second], second: vocab[first]}) is None
+
+
+def test_gpt2_is_recognised_in_vocab_json_and_merges_txt(bpe, script, tmp_path):
+    save_ours(tmp_path / "ckpt.pt", TOKENIZERS["gpt2"])
+    script("tools.export", "--out_dir=ckpt.pt", "--to=hf")
+    folder = tmp_path / "hf"
+    (folder / "folio_tokenizer.json").unlink()
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    assert checkpoint.load(str(folder))["tokenizer"] == {"kind": "gpt2"}
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges[:-1], ""]))
+    assert checkpoint.load(str(folder))["tokenizer"] is None
 
 
 EXPRESSED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "activation"}

@@ -128,6 +128,28 @@ def test_old_and_bare_files_are_read_too(tmp_path):
     assert all(map(torch.equal, ours.state_dict().values(), expected.state_dict().values()))
 
 
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu_fast", "gelu", "gelu_new"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_activation_and_an_untied_head_give_the_same_logits(tmp_path, activation, tied):
+    theirs = save_theirs(
+        tmp_path / "hf", vocab_size=70, activation_function=activation, tie_word_embeddings=tied
+    )
+    idx = torch.randint(70, (2, 80))
+    with torch.no_grad():
+        expected = theirs(idx).logits
+        torch.testing.assert_close(load(tmp_path / "hf")(idx), expected, atol=1e-4, rtol=0)
+
+
+def test_rows_beyond_gpt2s_tokenizer_are_padding(tmp_path):
+    theirs = save_theirs(tmp_path / "hf", vocab_size=50304)
+    ours = checkpoint.load(str(tmp_path / "hf"))
+    assert ours["tokenizer"] == {"kind": "gpt2"} and ours["model_args"]["vocab_size"] == 50257
+    idx = torch.randint(50257, (1, 80))
+    with torch.no_grad():
+        expected = theirs(idx).logits[..., :50257]
+        torch.testing.assert_close(load(tmp_path / "hf")(idx), expected, atol=1e-4, rtol=0)
+
+
 def test_what_is_not_gpt2_is_one_sentence(tmp_path):
     def said(**more):
         save_theirs(tmp_path / "hf", **more)

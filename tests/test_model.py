@@ -22,7 +22,7 @@ def test_logits_equal_those_of_transformers_gpt2():
     for p in theirs.parameters():
         torch.nn.init.normal_(p, 0.0, 0.1)
     args = dict(vocab_size=1000, block_size=48, **shape)
-    ours = GPT.from_state_dict(args, gpt2.from_hf(theirs.state_dict())).eval()
+    ours = GPT.from_state_dict(args, gpt2.from_hf(theirs.state_dict(), args["vocab_size"])).eval()
     idx = torch.randint(1000, (2, 48))
     with torch.no_grad():
         expected, logits = theirs(idx, labels=idx), ours(idx)

@@ -85,7 +85,7 @@ def test_the_options_that_keep_only_the_likeliest_agree_with_greedy(sample):
         assert sample(*rest, option).stdout == greedy
     open_options = ["--top_k=0", "--top_p=1", "--min_p=0"]
     assert sample("--start=the", "--max_new_tokens=30", *GREEDY, *open_options).stdout == greedy
-    penalized = sample("--start=the", "--max_new_tokens=30", *GREEDY, "--repetition_penalty=5")
+    penalized = sample("--start=the", "--max_new_tokens=30", *GREEDY, "--repetition_penalty=100")
     assert penalized.stdout != greedy
 
 
