@@ -13,6 +13,7 @@ import torch
 
 from configurator import configure, pick
 from core import checkpoint
+from core.batches import fold_in
 from core.device import choose_device
 from core.generate import KVCache, Sampling, compile_decoding, generate, prepare_for_inference
 from model import GPT
@@ -60,7 +61,7 @@ if compile:
 # ---- samples, as they come -----------------------------------------------------------------------
 def tokens_from(seed: int) -> Iterator[torch.Tensor]:
     cache.reset()
-    sampling = Sampling(**pick(Sampling, settings))
+    sampling = Sampling(**pick(Sampling, settings), unsampled=tokenizer.unsampled)
     return generate(model, prompt, max_new_tokens, sampling, seed, cache=cache, decode=decode)
 
 
@@ -79,7 +80,9 @@ def print_until_stop(pieces: Iterable[str]) -> None:
 
 
 if stream:
-    samples = ((token.item() for token in tokens_from(seed + i)) for i in range(num_samples))
+    samples = (
+        (token.item() for token in tokens_from(fold_in(seed, i))) for i in range(num_samples)
+    )
 else:
     tokens = list(tokens_from(seed))
     samples = torch.stack(tokens, dim=1).tolist() if tokens else [[]] * num_samples

@@ -50,12 +50,20 @@ def load(source: str) -> dict:
     there is no checkpoint, or it is damaged, or something else.
     """
     path = resolve_checkpoint(source)
-    if gpt2.is_hf_folder(path):
-        return {**DEFAULTS, **gpt2.read(path), "path": path}
+    loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
+    for name, tensor in loaded["model"].items():
+        if not tensor.sum().isfinite():
+            raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
+    return {**DEFAULTS, **loaded, "path": path}
+
+
+def load_file(path: str) -> dict:
+    """Our own checkpoint or nanoGPT's, in our form."""
     if not os.path.exists(path):
         raise UserError(f"there is no checkpoint {path}: train one, or name another by --out_dir.")
+    mmap = os.name != "nt"  # Windows would not let a run replace a file that is mapped
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damage shows in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
@@ -63,10 +71,9 @@ def load(source: str) -> dict:
     if not isinstance(weights, dict) or "vocab_size" not in (args or {}):
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     try:
-        loaded = loaded if "tokenizer" in loaded else from_nanogpt(loaded)
+        return loaded if "tokenizer" in loaded else from_nanogpt(loaded)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a whole checkpoint of nanoGPT: {error!r}.") from None
-    return {**DEFAULTS, **loaded, "path": path}
 
 
 def resolve_checkpoint(source: str) -> str:

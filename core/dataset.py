@@ -17,7 +17,7 @@ import numpy as np
 
 from core import UserError
 from core.distributed import local_rank_first
-from core.tokenizer import CharTokenizer, Tokenizer, from_dict
+from core.tokenizer import UNK, CharTokenizer, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -36,6 +36,7 @@ class Writer:
     def __init__(self, folder, tokenizer: Tokenizer, source: dict, row_length=None, task=None):
         self.folder, self.files = folder, {}
         self.counts, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+        self.unknown = tokenizer.special.get(UNK)
         self.meta = {"tokenizer": tokenizer.to_dict(), "row_length": row_length, "source": source}
         self.meta["dtype"] = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         self.meta |= {"task": task, "prepare": os.environ.get(PREPARE) or words_of_this_command()}
@@ -47,9 +48,13 @@ class Writer:
     def append(self, split: str, ids, mask=None, num_bytes: int = 0) -> None:
         """Add token ids, with a loss mask as many ones (a target) and zeros (ignored).
 
+        <unk>, which stands for no text, is never a target.
         num_bytes: the length in UTF-8 of the text that they stand for, for bits per byte.
         """
         self.write(f"{split}.bin", np.asarray(ids).astype(DTYPES[self.meta["dtype"]]))
+        if self.unknown is not None:
+            known = np.asarray(ids) != self.unknown
+            mask = known if mask is None else known & np.asarray(mask, bool)
         if mask is not None:
             assert len(mask) == len(ids), "one mask byte per token"
             self.write(f"{split}.mask.bin", np.asarray(mask, np.uint8))

@@ -3,6 +3,7 @@
 for token in generate(model, idx, max_new_tokens=100, sampling=Sampling(top_k=50), seed=1): ...
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -67,16 +68,20 @@ class Sampling:
     top_k: int = 200  # sample from the k likeliest tokens only, 0 = from all
     top_p: float = 1.0  # sample from the fewest tokens that have this fraction of the probability
     min_p: float = 0.0  # sample from tokens at least this fraction as likely as the likeliest
+    # ids that are never chosen, see core/tokenizer.py; not a setting
+    unsampled: tuple[int, ...] = ()
 
 
 def sample_next_token(
     logits: Tensor, context: Tensor, sampling: Sampling, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The next token (B,) from logits (B, V) that follow context (B, T).
+    """The next token (B,) from logits (B, V), which may change, that follow context (B, T).
 
     repetition_penalty: https://arxiv.org/abs/1909.05858, top_p: https://arxiv.org/abs/1904.09751,
     min_p: https://arxiv.org/abs/2407.01082.
     """
+    for token in sampling.unsampled:
+        logits[:, token] = -math.inf
     if (penalty := sampling.repetition_penalty) != 1:
         seen = logits.gather(1, context)
         seen = torch.where(seen < 0, seen * penalty, seen / penalty)

@@ -26,6 +26,11 @@ class Tokenizer:
     end_token: int | None  # stands after each of several documents
     start_token: int  # what an empty prompt starts with
 
+    @property
+    def unsampled(self) -> tuple[int, ...]:
+        """The ids that stand for no text, which is why they are never sampled."""
+        return tuple(self.special[name] for name in (PAD, UNK) if name in self.special)
+
     def to_dict(self) -> dict:
         return {"kind": self.kind}
 

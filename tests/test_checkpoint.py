@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 import os
 import random
@@ -204,6 +205,24 @@ def test_a_tied_model_starts_an_untied_one_with_a_copy_of_its_head(tmp_path):
     assert resumed is None and started.config.dropout == 0.1
     head, wte = started.lm_head.weight, started.transformer.wte.weight
     assert torch.equal(head, wte) and head.data_ptr() != wte.data_ptr()
+
+
+def test_nan_weights_are_one_sentence(script, tmp_path):
+    tokenizer, path = CharTokenizer(map(chr, range(65))), tmp_path / "a.pt"
+    saved_model(path, tokenizer.to_dict())
+    state = torch.load(path)
+    state["model"]["transformer.h.1.mlp.c_fc.weight"][3, 4] = math.nan
+    torch.save(state, path)
+    run = f"--out_dir={path}"
+    for command in (
+        ("sample.py", run),
+        ("tools.export", run, "--to=hf"),
+        ("tools.evaluate", run, "--task=lambada", "--input=x.jsonl"),
+        ("projects.chat.talk", run),
+    ):
+        said = script(*command, status=2).stderr
+        assert "NaN or infinite weights, in transformer.h.1.mlp.c_fc" in said, command
+    assert not (tmp_path / "hf").exists()
 
 
 def saved_model(path, tokenizer, **more) -> str:

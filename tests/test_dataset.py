@@ -58,6 +58,20 @@ def test_a_folder_of_nanogpt_is_valid_as_it_is(tmp_path):
     assert torch.equal(x + 1, y)
 
 
+def test_unk_is_never_a_target(tmp_path):
+    tokenizer = CharTokenizer("abc", ["<pad>", "<unk>"])
+    with Writer(str(tmp_path), tokenizer, {"name": "x"}) as writer:
+        ids = tokenizer.encode("ab?c!" * 40)
+        writer.append("train", ids)
+        writer.append("val", ids, np.arange(200) % 2)
+    data = open_data(str(tmp_path))
+    x, y = data.batch("train", 0)
+    assert (x == 1).any() and not (y == 1).any()
+    assert torch.equal((y == -1)[:, :-1], (x == 1)[:, 1:])  # all others are
+    assert set(y[y >= 0].tolist()) == {2, 3, 4}
+    assert not any((y == 1).any() for _, y in data.evaluation("val", 100, 4))
+
+
 def save_nanogpt(folder, ids, meta=None):
     for split in ("train", "val"):
         np.array(ids, np.uint16).tofile(folder / f"{split}.bin")

@@ -158,3 +158,14 @@ def test_compiled_generation_equals_eager_past_block_size_and_for_another_text(f
             cache.reset()
             found = torch.stack(list(generate(model, idx, 20, **options)), dim=1)
             assert torch.equal(found, wanted)
+
+
+def test_tokens_that_stand_for_no_text_are_never_sampled():
+    torch.manual_seed(0)
+    logits, context = torch.randn(1000, 8), torch.zeros(1000, 1, dtype=torch.long)
+    logits[:, 5] = 9.0
+    for options in ({"temperature": 0}, {"temperature": 5, "top_k": 0}, {"repetition_penalty": 2}):
+        assert (sample_next_token(logits.clone(), context, Sampling(**options)) == 5).any()
+        without = Sampling(**options, unsampled=(5, 6))
+        found = sample_next_token(logits.clone(), context, without)
+        assert set(found.tolist()) <= {0, 1, 2, 3, 4, 7}

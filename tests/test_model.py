@@ -1,5 +1,6 @@
 """The model against a reference: transformers' GPT-2, itself in other forms, and causality."""
 
+import pickle
 from contextlib import nullcontext
 
 import numpy as np
@@ -161,3 +162,10 @@ def test_the_rotary_table_is_exact_at_any_position():
     angles = np.arange(4096)[:, None] * 10000.0 ** -(np.arange(0, 32, 2) / 32)  # in fp64
     cos, sin = rotary_table(config)[:, :, 0].numpy()
     assert np.abs(cos - np.cos(angles)).max() < 1e-7 and np.abs(sin - np.sin(angles)).max() < 1e-7
+
+
+def test_a_model_can_be_pickled():
+    model = GPT(GPTConfig(65, 16, 2, 2, 32, rotary=True)).eval()
+    again, idx = pickle.loads(pickle.dumps(model)), torch.randint(65, (2, 16))
+    assert torch.equal(again(idx), model(idx))
+    assert again.lm_head.weight is again.transformer.wte.weight

@@ -260,6 +260,12 @@ def test_an_interval_of_zero_evaluates_after_the_last_step_only(script, toy, tmp
     assert {"ckpt.pt", "best.pt"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+def test_eval_only_evaluates_whatever_max_iters_says(script, toy, tmp_path):
+    script("train.py", *RUN, "--max_iters=4", "--out_dir=run")
+    evaluate = ["--eval_only=True", "--init_from=resume", "--out_dir=run", "--max_iters=2"]
+    assert re.search(r"step 4: .*val_loss \d", script("train.py", *RUN, *evaluate).stdout)
+
+
 def test_eval_only_writes_nothing(script, toy, tmp_path):
     result = script("train.py", *RUN, "--eval_only", "--out_dir=run")
     assert re.search(r"step 0: train_loss \d\.\d+, val_loss \d\.\d+", result.stdout)

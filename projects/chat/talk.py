@@ -42,9 +42,9 @@ globals().update(settings)
 
 # ---- the model -----------------------------------------------------------------------------------
 device = choose_device(device)
-sampling = Sampling(**pick(Sampling, settings))
 loaded = checkpoint.load(out_dir)
 tokenizer = checkpoint.load_tokenizer(loaded)
+sampling = Sampling(**pick(Sampling, settings), unsampled=tokenizer.unsampled)
 special = tokenizer.special
 if SEP not in special:
     path = loaded["path"]
