@@ -51,12 +51,12 @@ class Batches:
         self.splits = {name: Split(folder, name, self.meta, vocab_size) for name in SPLITS}
         self.masked = any(split.masked for split in self.splits.values())
         self.has_answers = self.masked and self.row_length is not None
-        for split in self.splits.values():
-            if split.length <= self.T:
-                raise UserError(
-                    f"{split.path} has {split.length} tokens, fewer than one sequence of "
-                    f"{self.T + 1}: lower --block_size or prepare a longer text."
-                )
+        shortest = min(self.splits.values(), key=lambda split: split.length)
+        if shortest.length <= self.T:
+            raise UserError(
+                f"{shortest.path} has {shortest.length} tokens, fewer than one sequence of "
+                f"{self.T + 1}: use --block_size={shortest.length - 1} or less, or a longer text."
+            )
 
     def sequences_before(self, step: int) -> int:
         """How many sequences all ranks together have trained on before `step` (from 0)."""
