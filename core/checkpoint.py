@@ -10,20 +10,18 @@ nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same 
 
 import itertools
 import os
-import re
 from dataclasses import asdict
 from glob import glob
 
 import torch
 
-from core import UserError, gpt2
+from core import UserError, gpt2, nanogpt
 from core.dataset import read_meta
 from core.distributed import local_rank_first, print0
 from core.kernels import pad_vocab
 from core.tokenizer import Tokenizer, from_dict
 
 LATEST, BEST = "ckpt.pt", "best.pt"
-VOCAB_TABLES = ("transformer.wte.weight", "lm_head.weight")  # one row per token
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
 DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}}
 
@@ -71,7 +69,7 @@ def load_file(path: str) -> dict:
     if not isinstance(weights, dict) or "vocab_size" not in (args or {}):
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     try:
-        return loaded if "tokenizer" in loaded else from_nanogpt(loaded)
+        return loaded if "tokenizer" in loaded else nanogpt.read_checkpoint(loaded)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a whole checkpoint of nanoGPT: {error!r}.") from None
 
@@ -114,36 +112,6 @@ def load_tokenizer(loaded: dict, dataset: str = "") -> Tokenizer:
     return from_dict(saved)
 
 
-def from_nanogpt(loaded: dict) -> dict:
-    """nanoGPT's checkpoint in our form. Its tokenizer is GPT-2's, or unknown: None."""
-    args, optimizer = {**loaded["model_args"], "activation": "gelu"}, loaded.get("optimizer")
-    is_gpt2 = args["vocab_size"] in (50257, 50304)  # nanoGPT pads GPT-2's vocabulary
-    args["vocab_size"] = 50257 if is_gpt2 else args["vocab_size"]
-    weights = {
-        re.sub(r"^(_orig_mod\.|module\.)+", "", name): tensor  # from torch.compile and DDP
-        for name, tensor in loaded["model"].items()
-        if not name.endswith(".attn.bias")  # a causal mask
-    }
-    args["untied_head"] = not torch.equal(*(weights[name] for name in VOCAB_TABLES))
-    for name in VOCAB_TABLES:
-        weights[name] = pad_vocab(weights[name])
-    if optimizer:  # its parameters are numbered: wte is the first, an untied head the last matrix
-        last = len(optimizer["param_groups"][0]["params"]) - 1
-        for number in {0, last} if args["untied_head"] else {0}:
-            moments = optimizer["state"].get(number, {})
-            for name in {"exp_avg", "exp_avg_sq"} & set(moments):
-                moments[name] = pad_vocab(moments[name])
-    return {
-        "model": weights,
-        "model_args": args,
-        "tokenizer": {"kind": "gpt2"} if is_gpt2 else None,
-        "optimizers": {"adamw": optimizer} if optimizer else {},
-        "step": loaded.get("iter_num", 0),
-        "best_val_loss": float(loaded.get("best_val_loss", float("inf"))),
-        "config": loaded.get("config", {}),
-    }
-
-
 def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
     """The checkpoint with the vocabulary of another tokenizer of the same kind.
 
@@ -154,7 +122,7 @@ def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
     old = {symbol: i for i, symbol in enumerate(load_tokenizer(loaded).symbols())}
     source = torch.tensor([old.get(symbol, -1) for symbol in tokenizer.symbols()])
     weights = dict(loaded["model"])
-    for name in VOCAB_TABLES:
+    for name in ("transformer.wte.weight", "lm_head.weight"):
         known = weights[name][: len(old)].float()
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(source), known.size(1), generator=generator)

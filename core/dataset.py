@@ -7,7 +7,6 @@ with Writer("data/toy", ByteTokenizer(), source={"name": "toy.txt"}) as writer:
 import contextlib
 import json
 import os
-import pickle
 import shlex
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from glob import escape, glob
 
 import numpy as np
 
-from core import UserError
+from core import UserError, nanogpt
 from core.distributed import local_rank_first
-from core.tokenizer import UNK, CharTokenizer, Tokenizer, from_dict
+from core.tokenizer import UNK, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -111,48 +110,13 @@ def read_meta(folder: str) -> dict:
             with open(path, encoding="utf-8") as file:
                 meta = {**DEFAULTS, "source": {"name": "an unknown source"}, **json.load(file)}
         else:
-            meta = {**DEFAULTS, **read_nanogpt(folder)}
+            meta = {**DEFAULTS, **nanogpt.read_meta(folder)}
         from_dict(meta["tokenizer"])
         DTYPES[meta["dtype"]], meta["source"]["name"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is damaged ({reason}): run its prepare script again.") from None
     return meta
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Unpickles numbers, strings, lists and dicts; a class or function would be code that runs."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it holds {module}.{name}")
-
-
-def read_nanogpt(folder: str) -> dict:
-    """The tokenizer of nanoGPT's data: the characters of meta.pkl, or else GPT-2's tokens."""
-    path, train_bin = (os.path.join(folder, name) for name in ("meta.pkl", "train.bin"))
-    if os.path.exists(path):
-        try:
-            with open(path, "rb") as file:
-                ids = PlainUnpickler(file).load()["stoi"]
-            chars = sorted(ids, key=ids.get)
-            if [ids[char] for char in chars] != list(range(len(chars))):
-                raise ValueError("its stoi does not count from 0")
-            tokenizer = CharTokenizer(chars).to_dict()
-        except Exception as error:  # a pickle can be anything
-            raise UserError(
-                f"{path} is not one of nanoGPT's characters ({error}): write a meta.json, as "
-                "data/README.md shows."
-            ) from None
-        return {"tokenizer": tokenizer, "source": {"name": path}}
-    if not os.path.exists(train_bin):
-        raise UserError(f"there is no dataset {folder}: it has no train.bin.")
-    # nearly every word of a text is an id above those of single bytes
-    if np.fromfile(train_bin, "<u2", 10000).max(initial=0) < 256:
-        raise UserError(
-            f"{folder} has no meta.json that names its tokenizer, and its ids are not GPT-2's: run "
-            "its prepare script again, or write one, as data/README.md shows."
-        )
-    return {"tokenizer": {"kind": "gpt2"}, "source": {"name": "GPT-2, since it has no meta.json"}}
 
 
 def is_made_by(folder: str, command: str) -> bool:
