@@ -1,10 +1,13 @@
 """How likely a model finds given continuations of given contexts, such as endings or labels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from core import UserError
 
 
 @dataclass
@@ -27,7 +30,7 @@ def score(
 
     Sequences of similar length are computed together, padded on the right, where causal attention
     never looks, and equal ones once: labels of one token share the sequence of their context. What
-    does not fit in block_size loses its first tokens.
+    does not fit in block_size loses its first tokens. UserError if the weights are not numbers.
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
     sequences: dict[tuple, list[int]] = {}  # what the model reads -> the pairs that need it
@@ -49,5 +52,7 @@ def score(
                 end = len(sequence)
                 log_probs = logits[n, end - len(y) : end].log_softmax(-1)  # (len(y), V)
                 total = log_probs.gather(1, y[:, None]).sum().item()
+                if not math.isfinite(total):
+                    raise UserError("the model computes NaN: take an earlier checkpoint of it.")
                 scores[i] = Score(total, len(y), bool((log_probs.argmax(-1) == y).all()))
     return [scores[i] for i in range(len(pairs))]
