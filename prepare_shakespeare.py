@@ -21,8 +21,10 @@ from core.tokenizer import CharTokenizer, GPT2Tokenizer
 # ---- settings ------------------------------------------------------------------------------------
 tokenizer: Literal["char", "gpt2"] = "char"  # a token is a character, or one of GPT-2's BPE
 input = ""  # a UTF-8 text file to take instead of the download
-url = (  # where the text is downloaded from
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+url = (  # where the text is downloaded from: addresses with spaces between them, tried in turn
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt "
+    "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/input.txt "
+    "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt"
 )
 sha256 = (  # what must arrive, "" = anything
     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -45,7 +47,7 @@ if len(text) < 2:
 # ---- the tokens: the first 90% of the characters train, the rest validate, as in nanoGPT ---------
 coder = CharTokenizer.from_text(text) if tokenizer == "char" else GPT2Tokenizer()
 cut = int(len(text) * 0.9)
-with Writer(folder, coder, {"name": os.path.basename(input) or url}) as writer:
+with Writer(folder, coder, {"name": os.path.basename(input) or url.split()[0]}) as writer:
     for split, part in (("train", text[:cut]), ("val", text[cut:])):
         writer.append(split, coder.encode(part), num_bytes=len(part.encode()))
 for split, count in writer.counts.items():

@@ -1,5 +1,6 @@
 """Download a plain file: checked, and there only once it is whole. The hub has its own client."""
 
+import contextlib
 import hashlib
 import os
 
@@ -8,29 +9,45 @@ import requests
 from core import UserError
 
 
-def download(url: str, path: str, sha256: str = "", progress=None, attempts: int = 3) -> None:
-    """Download `url` to `path`. sha256: of the file, "" = anything. progress: tqdm or its like."""
-    digest = hashlib.sha256()
+def download(urls: str, path: str, sha256: str = "", progress=None, attempts: int = 3) -> None:
+    """Download `path` from the first address that gives it; a UserError names all that did not.
+
+    urls: addresses with spaces between them, tried in turn, the last followed by the first again.
+    sha256: of the file, "" = anything. progress: tqdm or its like. attempts: of each address.
+    """
+    part, failures = f"{path}.part", {}
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:
-        with requests.get(url, stream=True, timeout=(5, 30)) as answer:
-            answer.raise_for_status()
-            size = int(answer.headers.get("Content-Length", 0)) or None
-            bar = progress(total=size, unit="B", unit_scale=True) if progress else None
-            with open(f"{path}.part", "wb") as file:
-                for chunk in answer.iter_content(1 << 16):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    if bar is not None:
-                        bar.update(len(chunk))
-    except requests.RequestException as reason:
-        if attempts > 1:
-            return download(url, path, sha256, progress, attempts - 1)
-        why = reason if isinstance(reason, requests.HTTPError) else type(reason).__name__
-        raise UserError(
-            f"{url} cannot be downloaded ({why}). Without a network, give the file as --input."
-        ) from None
-    if sha256 and digest.hexdigest() != sha256:
-        os.remove(f"{path}.part")
-        raise UserError(f"{url}: its sha256 is {digest.hexdigest()}, not {sha256}.")
-    os.replace(f"{path}.part", path)
+        for url in urls.split() * attempts:
+            try:
+                found = fetch(url, part, progress)
+            except requests.RequestException as error:
+                status = getattr(error.response, "status_code", None)
+                failures[url] = f"status {status}" if status else type(error).__name__
+                continue
+            if not sha256 or found == sha256:
+                os.replace(part, path)
+                return
+            failures[url] = f"its sha256 is {found}, not {sha256}"
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+    reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
+    raise UserError(
+        f"{path} cannot be downloaded ({reasons}). Without a network, give the file as --input."
+    )
+
+
+def fetch(url: str, path: str, progress) -> str:
+    """Write what the address gives to `path`, and return its sha256."""
+    digest = hashlib.sha256()
+    with requests.get(url, stream=True, timeout=(5, 30)) as answer, open(path, "wb") as file:
+        answer.raise_for_status()
+        size = int(answer.headers.get("Content-Length", 0)) or None
+        bar = progress(total=size, unit="B", unit_scale=True) if progress else None
+        for chunk in answer.iter_content(1 << 16):
+            file.write(chunk)
+            digest.update(chunk)
+            if bar is not None:
+                bar.update(len(chunk))
+    return digest.hexdigest()

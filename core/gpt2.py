@@ -4,6 +4,7 @@ FOLDER/config.json           {"model_type": "gpt2", "n_layer": 12, "n_head": 12,
 FOLDER/model.safetensors     {"transformer.h.0.attn.c_attn.weight": (768, 2304), ...}
 FOLDER/tokenizer.json        for transformers' AutoTokenizer
 FOLDER/folio_tokenizer.json  an exported tokenizer of ours, see core/tokenizer.py
+FOLDER/README.md             how an export of ours was trained
 """
 
 import hashlib
@@ -28,7 +29,8 @@ SIZES = {  # n_layer, n_head, n_embd by name: GPT-2's, which OpenAI released, an
 }
 RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (in, out), as in TensorFlow
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2"}  # theirs -> ours
+# theirs -> ours; an export takes the first of several names
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2"}
 ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 # their settings that our model has no field for, with the only value that it implements
 FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "add_cross_attention": False}
@@ -47,12 +49,16 @@ def set_size(settings: dict) -> None:
 
 
 def download_pretrained(name: str) -> str:
-    """The folder, in the hub's own cache, of the weights that OpenAI released under that name."""
-    from huggingface_hub import hf_hub_download
+    """The folder, in the hub's own cache, of the weights that OpenAI released under that name.
 
+    What is there is not asked for: it does not change, and a network may be slow to fail.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repository = f"openai-community/{name}"
     try:
         for file in ("config.json", "model.safetensors"):
-            path = hf_hub_download(f"openai-community/{name}", file)
+            path = try_to_load_from_cache(repository, file) or hf_hub_download(repository, file)
     except Exception as error:  # it lets through whatever its HTTP client raises
         raise UserError(
             f"{name} cannot be downloaded: {str(error).splitlines()[0]} Without a network, copy "

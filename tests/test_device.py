@@ -8,20 +8,60 @@ from core import UserError, device
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "tflops"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H200", 989),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA GeForce RTX 3090", 71),
-        ("NVIDIA GeForce RTX 4090", 165),
-        ("Some GPU of 2031", None),
-    ],
-)
+PEAKS = {  # what torch.cuda.get_device_name() says -> TFLOP/s, None if unknown
+    "NVIDIA B200": 2250,
+    "NVIDIA GB200": None,
+    "NVIDIA H200": 989,
+    "NVIDIA H200 NVL": 835,
+    "NVIDIA GH200 480GB": 989,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H100 NVL": 835,
+    "NVIDIA H800": 989,
+    "NVIDIA H20": 148,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA A800-SXM4-80GB": 312,
+    "A100-SXM4-40GB": 312,
+    "NVIDIA A10": 125,
+    "NVIDIA A10G": 70,
+    "NVIDIA A16": None,
+    "NVIDIA A2": None,
+    "NVIDIA A30": 165,
+    "NVIDIA A40": 150,
+    "NVIDIA L4": 121,
+    "NVIDIA L40": 181,
+    "NVIDIA L40S": 362,
+    "Tesla V100-SXM2-16GB": 125,
+    "Tesla V100-PCIE-16GB": 112,
+    "Tesla T4": 65,
+    "NVIDIA T400 4GB": None,
+    "NVIDIA RTX A4000": None,
+    "NVIDIA RTX A6000": 155,
+    "NVIDIA RTX 6000 Ada Generation": 364,
+    "NVIDIA RTX 4000 Ada Generation": None,
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": None,
+    "Quadro RTX 6000": None,
+    "NVIDIA GeForce RTX 5090": 210,
+    "NVIDIA GeForce RTX 5090 D": None,
+    "NVIDIA GeForce RTX 5090 Laptop GPU": None,
+    "NVIDIA GeForce RTX 4090": 165,
+    "NVIDIA GeForce RTX 4090 D": None,
+    "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+    "NVIDIA GeForce RTX 4080": 97,
+    "NVIDIA GeForce RTX 4080 SUPER": 104,
+    "NVIDIA GeForce RTX 4070 Ti SUPER": None,
+    "NVIDIA GeForce RTX 3090": 71,
+    "NVIDIA GeForce RTX 3090 Ti": 80,
+    "NVIDIA GeForce GTX 1080 Ti": None,
+    "Some GPU of 2031": None,
+}
+
+
+@pytest.mark.parametrize(("name", "tflops"), PEAKS.items())
 def test_the_peak_is_known_by_name(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert device.peak_flops(CUDA, 0.0) == (tflops and tflops * 1e12)

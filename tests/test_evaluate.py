@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import runpy
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from test_gpt2 import load, save_theirs
 
 from core.dataset import Writer
-from core.score import score
+from core.score import Score, score
 from core.tokenizer import GPT2Tokenizer
 from model import GPT, GPTConfig
 
@@ -91,10 +93,76 @@ def test_hellaswag_as_transformers_scores_it(bpe, script, tmp_path, phrase):
         by_sum += sums.index(max(sums)) == row["label"]
         by_mean += means.index(max(means)) == row["label"]
     said = script("tools.evaluate", "--task=hellaswag", "--input=h.jsonl", *OPTIONS).stdout
-    expected = f"accuracy {by_sum / 36:.4f}, by mean per token {by_mean / 36:.4f}"
+    expected = f"accuracy {by_sum / 36:.4f}, by mean per token {by_mean / 36:.4f}, as llm.c"
     assert said == f"hellaswag: 36 examples, {expected}\n"
     said = script("tools.evaluate", "--input=h.jsonl", "--limit=7", *OPTIONS).stdout
     assert said.startswith("hellaswag: 7 examples")
+
+
+# rows of HellaSwag's file -> what lm-eval 0.4.13 makes of them
+SHINGLES = {"activity_label": "Roof shingle removal", "ctx_a": "A man is on a roof.", "ctx_b": "he"}
+SHINGLES["endings"] = ["is holding a rubik's cube.", "rips tiles off.", "sits.", "starts pulling."]
+BREAD = {"activity_label": "Food", "ctx_b": ""}
+BREAD["ctx_a"] = "[header] How to bake bread [title] Mix the dough. [step] Use warm  water."
+BREAD["endings"] = ["[substeps] Let it rest. [title] Then eat.", "Wait [an hour] or more."]
+BREAD["endings"] += ["Add   three spaces. ", " [title] Bake."]
+DOG = {"activity_label": "Walking the dog", "ctx_a": "A girl laughs.", "ctx_b": "the DOG and Bob"}
+DOG["endings"] = ["run.", "run to an open door.", "sleep [] well.", "fall asleep, naïve as ever."]
+LM_EVAL = [
+    (SHINGLES, "Roof shingle removal: A man is on a roof. He", SHINGLES["endings"]),
+    (
+        BREAD,
+        "Food: How to bake bread. Mix the dough. Use warm water.",
+        [" Let it rest.. Then eat.", "Wait or more.", "Add  three spaces.", " Bake."],
+    ),
+    (
+        DOG,
+        "Walking the dog: A girl laughs. The dog and bob",
+        ["run.", "run to an open door.", "sleep well.", "fall asleep, naïve as ever."],
+    ),
+]
+
+
+def test_hellaswag_as_lm_eval_reads_and_scores_it(bpe, tmp_path, monkeypatch, capsys):
+    save_theirs(tmp_path / "hf")
+    write_lines(tmp_path / "h.jsonl", [{**row, "label": "1"} for row, *_ in LM_EVAL])
+    expected = [(context, f" {ending}") for _, context, endings in LM_EVAL for ending in endings]
+
+    def score(model, pairs, *_) -> list[Score]:
+        """Ending 1 is the likeliest per character, a shorter one in all."""
+        assert [tuple(map(bpe.decode, pair)) for pair in pairs] == expected
+        rates = [1.001, 1, 1.001, 1.001] * len(LM_EVAL)  # nats per character
+        nats = [rate * (len(text) - 1) for rate, (_, text) in zip(rates, expected, strict=True)]
+        return [Score(-n, tokens=1, greedy=False) for n in nats]
+
+    monkeypatch.setattr("core.score.score", score)
+    options = ["--input=h.jsonl", "--protocol=lm-eval", *OPTIONS]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *options])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_module("tools.evaluate")
+    said = "hellaswag: 3 examples, accuracy 0.0000, by mean per character 1.0000, as lm-eval\n"
+    assert capsys.readouterr().out == said
+
+
+def test_the_help_names_the_protocols(script):
+    said = script("tools.evaluate", "--help").stdout
+    assert "--protocol=llm.c" in said and "one of llm.c, lm-eval" in said
+
+
+def test_a_model_whose_weights_are_no_numbers_is_not_scored(bpe, script, tmp_path):
+    model = save_theirs(tmp_path / "hf")
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "hf")
+    row = {"ctx": "a", "endings": ["b", "c"], "label": 0, "text": "a man runs"}
+    write_lines(tmp_path / "h.jsonl", [row])
+    for task in ("hellaswag", "lambada"):
+        said = script("tools.evaluate", "--input=h.jsonl", f"--task={task}", *OPTIONS, status=None)
+        assert (
+            said.returncode == 2 and "holds NaN or infinite weights" in said.stderr.splitlines()[-1]
+        )
+        assert "Traceback" not in said.stderr and said.stdout == ""
 
 
 def test_lambada_as_transformers_scores_it(bpe, script, tmp_path, phrase):

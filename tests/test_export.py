@@ -1,5 +1,6 @@
 """tools/export.py: transformers gives the same logits, text and tokens, and nothing is lost."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from conftest import ROOT, TINY
 from test_gpt2 import FILES, val_losses
 
 from core import checkpoint
+from core.dataset import Writer
 from core.generate import Sampling, generate
 from core.tokenizer import UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer
 from model import GPT, GPTConfig
@@ -38,6 +40,7 @@ def save_ours(path, tokenizer, **more) -> GPT:
 
 
 TEXTS = ["Hello world! It's 10 o'clock;\n\n  naïve 你好 don't", "def f(x):\n\treturn x  # 3.14\n"]
+TEXTS += ["Āē, \x00 and Ċ"]  # letters by which GPT-2 spells bytes, and a byte
 MORE = [" <|user|>", "<|assistant|>"]  # tokens beyond GPT-2's own
 TOKENIZERS = {
     "gpt2": GPT2Tokenizer(),
@@ -47,12 +50,12 @@ TOKENIZERS = {
     "byte": ByteTokenizer(),
 }
 
-
 CASES = [
     ("gpt2", {}),
     ("gpt2 and more", {"dropout": 0.2}),
     ("char", {"bias": False, "activation": "gelu"}),
     ("char alone", {"zero_init": True}),
+    ("char", {"untied_head": True}),
     ("byte", {"activation": "relu2"}),
 ]
 
@@ -75,7 +78,11 @@ def test_transformers_gives_the_same_logits_text_and_tokens(bpe, script, tmp_pat
     for text in TEXTS:
         assert theirs_tokenizer.encode(text) == tokenizer.encode(text).tolist()
         assert theirs_tokenizer.decode(tokenizer.encode(text).tolist()) == text
-    assert theirs_tokenizer.eos_token_id == tokenizer.special.get("<|endoftext|>")
+    end = tokenizer.start_token if tokenizer.end_token is None else tokenizer.end_token
+    assert theirs_tokenizer.bos_token_id == theirs_tokenizer.eos_token_id == end
+    assert theirs_tokenizer.unk_token_id == tokenizer.special.get(UNK, end)
+    assert theirs.config.n_ctx == 64  # which llama.cpp asks for
+    assert len(theirs_tokenizer) == tokenizer.vocab_size  # nothing that the model has no row for
     for name, i in tokenizer.special.items():
         assert theirs_tokenizer.convert_tokens_to_ids(name) == i
 
@@ -96,6 +103,8 @@ def test_there_and_back_again_loses_not_a_bit(bpe, script, tmp_path, kind, field
         {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
         for folder in ("hf", "again")
     )
+    assert b"| steps | 3 |" in first.pop("README.md")  # which others' folders do not tell
+    assert b"| steps | unknown |" in second.pop("README.md")
     assert first == second and len(first) == 5
 
 
@@ -146,7 +155,7 @@ def test_gpt2_is_recognised_in_vocab_json_and_merges_txt(bpe, script, tmp_path):
 
 
 EXPRESSED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "activation"}
-EXPRESSED |= {"dropout", "zero_init"}  # which matter in training only
+EXPRESSED |= {"untied_head", "dropout", "zero_init"}  # which matter in training only
 BEYOND = [field.name for field in fields(GPTConfig) if field.name not in EXPRESSED]
 
 
@@ -204,7 +213,73 @@ def test_without_a_tokenizer_the_weights_are_exported(script, tmp_path):
     saved = torch.load(tmp_path / "ckpt.pt") | {"tokenizer": None}
     checkpoint.save(saved, str(tmp_path / "ckpt.pt"))
     assert "no tokenizer" in script("tools.export", "--out_dir=ckpt.pt", "--to=hf").stdout
-    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == sorted(FILES)
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {*FILES, "README.md"}
+    assert "has no tokenizer" in (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+
+
+def read_by_transformers(folder) -> tuple:
+    """Its tokenizer, and a function (ids, n) -> the n likeliest ids after them."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def generate(ids: list[int], n: int) -> list[int]:
+        found = model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)
+        return found[0, len(ids) :].tolist()
+
+    return transformers.AutoTokenizer.from_pretrained(folder), generate
+
+
+def read_by_ctranslate2(folder) -> tuple:
+    """As above."""
+    import ctranslate2
+
+    ctranslate2.converters.TransformersConverter(str(folder)).convert(f"{folder}-ct2")
+    generator = ctranslate2.Generator(f"{folder}-ct2")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def generate(ids: list[int], n: int) -> list[int]:
+        prompt, options = tokenizer.convert_ids_to_tokens(ids), {"max_length": n, "end_token": []}
+        found = generator.generate_batch([prompt], include_prompt_in_result=False, **options)
+        return found[0].sequences_ids[0]
+
+    return tokenizer, generate
+
+
+missing = not importlib.util.find_spec("ctranslate2")
+with_ctranslate2 = pytest.mark.skipif(missing, reason="it needs pip install ctranslate2")
+CLIENTS = [read_by_transformers, pytest.param(read_by_ctranslate2, marks=with_ctranslate2)]
+
+
+@pytest.mark.parametrize("read", CLIENTS)
+@pytest.mark.parametrize("kind", ["gpt2", "char", "char alone", "byte"])
+def test_others_continue_a_prompt_as_sample_does(bpe, script, tmp_path, kind, read):
+    tokenizer = TOKENIZERS[kind]
+    with Writer(str(tmp_path / "data" / "toy"), tokenizer, {"name": "toy"}) as writer:
+        for split in ("train", "val"):
+            writer.append(split, tokenizer.encode(TEXTS[0] * 100))
+    train = [*TINY, "--dataset=toy", "--compile=False", "--max_iters=40", "--out_dir=out"]
+    script("train.py", *train, "--block_size=40")
+    greedy = ["--temperature=0", "--num_samples=1", "--max_new_tokens=25", "--dtype=float32"]
+    said = script("sample.py", "--out_dir=out", "--start=Hello wor", *greedy).stdout
+    script("tools.export", "--out_dir=out", "--to=hf")
+    theirs, generate = read(tmp_path / "hf")
+    ids = theirs.encode("Hello wor")
+    assert said == theirs.decode([*ids, *generate(ids, 25)]) + "\n---------------\n"
+    assert len(set(said)) > 10  # it has learned something
+
+
+def test_the_model_card_says_what_was_trained_and_how(script, toy, tmp_path):
+    options = ["--learning_rate=0.02", "--max_iters=2", "--eval_interval=1", "--out_dir=run"]
+    out = script("train.py", *TINY, "--compile=False", "--dataset=toy", *options).stdout
+    script("tools.export", "--out_dir=run", "--to=hf")
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    loss = min(val_losses(out))
+    for fact in ("trained on | toy", "steps | 2", f"token | {loss:.4f}", "char, 29 tokens"):
+        assert f"{fact} |" in card
+    assert '"learning_rate": 0.02' in card and "pipeline_tag: text-generation" in card
+    code = "\n".join(line[4:] for line in card.splitlines() if line.startswith("    "))
+    command, environment = [sys.executable, "-c", code], {**os.environ, "HF_HUB_OFFLINE": "1"}
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0 and len(shown.stdout) >= 16, shown.stderr  # what it shows works
 
 
 def test_an_export_continues_training_at_the_same_loss(script, toy, tmp_path):

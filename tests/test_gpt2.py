@@ -84,9 +84,11 @@ def test_the_hub_gives_the_same_and_is_asked_once(bpe, script, tmp_path, hub):
     assert ranges[:2] == [None, None] and ranges[2].startswith("bytes=")  # continued at the cut
     assert {token for *_, token in hub.asked} == {"Bearer secret"}
     assert script(*command, **environment).stdout == expected
+    assert len(hub.asked) == 3  # nothing is downloaded twice
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nor is a network needed any more
     assert script(*command, **environment).stdout == expected
-    assert len(hub.asked) == 3  # nothing is downloaded twice
+    environment |= {"HF_HUB_CACHE": str(tmp_path / "cache" / "hub"), "HF_HOME": str(tmp_path)}
+    assert script(*command, **environment, HF_HUB_OFFLINE="1").stdout == expected
 
 
 @pytest.mark.parametrize("fault", ["404", "403", "away", "cut"])

@@ -1,13 +1,15 @@
 """prepare_shakespeare.py against a server on this machine: correct, wrong, cut off, away."""
 
+import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 
+from configurator import configure
 from core import UserError
 from core.download import download
 
@@ -132,6 +134,38 @@ def test_bad_input_is_one_sentence(script, tmp_path, content, sentence):
     assert sentence in result.stderr
     missing = script("prepare_shakespeare.py", "--input=no.txt", status=2)
     assert "no.txt: No such file" in missing.stderr
+
+
+def test_each_mirror_that_fails_is_followed_by_the_next(script, server, tmp_path):
+    body, folder = TEXT.encode(), tmp_path / "data" / "shakespeare_char"
+    sha256 = f"--sha256={hashlib.sha256(body).hexdigest()}"
+    bad = [AWAY, server((503, b"busy")), server((200, b"other text"))]
+    bad.append(server((200, body, len(body) // 2)))
+    failed = script("prepare_shakespeare.py", f"--url={' '.join(bad)}", sha256, status=None)
+    sentence = failed.stderr.splitlines()[-1]
+    assert failed.returncode == 2 and "give the file as --input" in sentence
+    assert all(f"{url}: " in sentence for url in bad)
+    assert list(folder.iterdir()) == []
+    server.asked.clear()
+    good = server((200, body))
+    script("prepare_shakespeare.py", f"--url={' '.join([*bad, good])}", sha256)
+    assert read_back(folder) == TEXT and len(server.asked) == 4  # each one was asked once
+
+
+def test_a_download_that_is_interrupted_leaves_nothing(server, tmp_path):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(server((200, b"abc")), str(tmp_path / "text"), progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tiny_shakespeare_has_mirrors_and_one_sha256(folio_data):
+    settings = configure(str(ROOT / "prepare_shakespeare.py"), argv=[])
+    assert len({url.split("/")[2] for url in settings["url"].split()}) == 3
+    text = folio_data("tinyshakespeare.txt").read_bytes()
+    assert settings["sha256"] == hashlib.sha256(text).hexdigest()
 
 
 def test_a_download_tries_three_times_and_then_says_why(server, tmp_path):

@@ -1,10 +1,13 @@
 """Score a model on LAMBADA (the last word of a passage) or HellaSwag (which of four endings).
 
     python -m tools.evaluate --init_from=gpt2 --task=hellaswag
+    python -m tools.evaluate --init_from=gpt2 --task=hellaswag --protocol=lm-eval
     python -m tools.evaluate --out_dir=out/gpt2 --task=lambada --input=lambada_test.jsonl
 
-https://arxiv.org/abs/1606.06031 and https://arxiv.org/abs/1905.07830. Loss and perplexity of a
-dataset are `python train.py --eval_only`.
+https://arxiv.org/abs/1606.06031 and https://arxiv.org/abs/1905.07830. HellaSwag's figures compare
+only within a protocol: llm.c's takes its texts as they are and the mean per token; lm-eval's puts
+the activity before the context, drops WikiHow's brackets and takes the mean per character. Loss
+and perplexity of a dataset are `python train.py --eval_only`.
 """
 
 import sys
@@ -17,6 +20,7 @@ if not __package__:  # started by its path
 import json
 import math
 import os
+import re
 from typing import Literal
 
 from tqdm import tqdm
@@ -25,11 +29,12 @@ from configurator import configure
 from core import UserError, checkpoint, texts
 from core.device import autocast, choose_device, choose_dtype
 from core.download import download
-from core.score import score
+from core.score import Score, score
 from model import GPT
 
 # ---- settings ------------------------------------------------------------------------------------
 task: Literal["hellaswag", "lambada"] = "hellaswag"  # four endings, or the last word
+protocol: Literal["llm.c", "lm-eval"] = "llm.c"  # of hellaswag, as llm.c or lm-eval reports it
 input = ""  # its .jsonl file, by default downloaded into data/
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
 init_from = "resume"  # resume: out_dir; else gpt2, gpt2-xl, ... or a Hugging Face GPT-2 folder
@@ -57,13 +62,24 @@ if not input and not os.path.exists(path):
     download(URLS[task], path, progress=tqdm)
 
 
+def clean(text: str) -> str:
+    """As lm-eval: " [title]" ends a sentence, other brackets such as [header] are dropped."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
 def read_example(line: str) -> tuple[str, list[str], int]:
     """The context, the continuations to choose from, and the number of the correct one."""
     row = json.loads(line)
-    if task == "hellaswag":
-        return row["ctx"], [f" {ending}" for ending in row["endings"]], int(row["label"])
-    context, word = row["text"].rsplit(" ", 1)
-    return context, [f" {word}"], 0
+    if task == "lambada":
+        context, word = row["text"].rsplit(" ", 1)
+        return context, [f" {word}"], 0
+    if protocol == "llm.c":
+        context, endings = row["ctx"], row["endings"]
+    else:
+        context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+        context, endings = clean(context), [clean(ending) for ending in row["endings"]]
+    return context, [f" {ending}" for ending in endings], int(row["label"])
 
 
 examples = []
@@ -83,6 +99,11 @@ def encode(text: str) -> list[int]:
     return tokenizer.encode(text).tolist() or [tokenizer.start_token]
 
 
+def mean(score: Score, ending: str) -> float:
+    """Its log-probability per token or, for lm-eval, per character without the leading space."""
+    return score.mean if protocol == "llm.c" else score.log_probability / max(1, len(ending) - 1)
+
+
 by_sum, by_mean, greedy, log_probability = 0, 0, 0, 0.0
 CHUNK = 64  # examples between two movements of the bar
 with tqdm(total=len(examples), desc=task) as bar:
@@ -92,14 +113,17 @@ with tqdm(total=len(examples), desc=task) as bar:
         scores = iter(score(model, pairs, batch_size, amp))
         for _, endings, label in chunk:
             own = [next(scores) for _ in endings]
-            by_sum += label == max(range(len(own)), key=lambda i: own[i].log_probability)
-            by_mean += label == max(range(len(own)), key=lambda i: own[i].mean)
+            sums = [one.log_probability for one in own]
+            by_sum += label == sums.index(max(sums))
+            means = [mean(*pair) for pair in zip(own, endings, strict=True)]
+            by_mean += label == means.index(max(means))
             greedy += own[label].greedy
-            log_probability += own[label].log_probability
+            log_probability += sums[label]
         bar.update(len(chunk))
 n = len(examples)
 if task == "hellaswag":  # endings differ in length: GPT-2's successors quote the mean
-    result = f"accuracy {by_sum / n:.4f}, by mean per token {by_mean / n:.4f}"
+    unit = "token" if protocol == "llm.c" else "character"
+    result = f"accuracy {by_sum / n:.4f}, by mean per {unit} {by_mean / n:.4f}, as {protocol}"
 else:
     result = f"accuracy {greedy / n:.4f}, perplexity {math.exp(-log_probability / n):.2f}"
 print(f"{task}: {n} examples, {result}")

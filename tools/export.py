@@ -3,7 +3,8 @@
     python -m tools.export --out_dir=out/gpt2 --to=my-gpt2
 
 Then AutoModelForCausalLM.from_pretrained("my-gpt2") and AutoTokenizer load it, and so does
---init_from=my-gpt2 here. core/gpt2.py describes the folder's files.
+--init_from=my-gpt2 here. CTranslate2, lm-eval and, for GPT-2's tokenizer, llama.cpp read it too.
+core/gpt2.py describes the folder's files; README.md says how the model was trained.
 """
 
 import sys
@@ -14,6 +15,7 @@ if not __package__:  # started by its path
     sys.exit(2)
 
 import json
+import math
 import os
 import shutil
 from dataclasses import fields
@@ -23,7 +25,7 @@ import torch
 from configurator import configure
 from core import UserError, checkpoint
 from core.gpt2 import ACTIVATIONS, FIXED, TRANSPOSED
-from core.tokenizer import END, Tokenizer
+from core.tokenizer import UNK, Tokenizer
 from model import GPTConfig
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -38,7 +40,7 @@ from tiktoken.load import read_file_cached
 from tokenizers import decoders, models, pre_tokenizers
 
 # the fields of GPTConfig that GPT-2's format has, besides known values of `activation`, ...
-EXPRESSED = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
+EXPRESSED = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "untied_head")
 TRAINING = ("dropout", "zero_init")  # ... and those that a trained model does without
 MODULES = ("wte", "wpe", "c_attn", "c_proj", "c_fc", "ln_1", "ln_2", "ln_f")
 ENCODINGS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"  # as in tiktoken
@@ -63,7 +65,9 @@ def to_hf(ours: dict[str, torch.Tensor], args: dict) -> dict[str, torch.Tensor]:
     """
     theirs = {}
     for name, tensor in ours.items():
-        if name == "lm_head.weight":  # tied
+        if name == "lm_head.weight":
+            if args["untied_head"]:
+                theirs[name] = tensor[: args["vocab_size"]].clone()
             continue
         module = name.rpartition(".")[0].rpartition(".")[2]
         if module not in MODULES:
@@ -75,22 +79,31 @@ def to_hf(ours: dict[str, torch.Tensor], args: dict) -> dict[str, torch.Tensor]:
     return theirs
 
 
-def config_json(args: dict, end: int | None) -> dict:
-    """Their configuration. end: the id of the end-of-text token."""
+def config_json(args: dict, tokenizer: Tokenizer | None) -> dict:
+    """Their configuration."""
     config = {name: args[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
     config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
-    config |= {"n_positions": args["block_size"], "bos_token_id": end, "eos_token_id": end}
+    config |= {"n_positions": args["block_size"], "n_ctx": args["block_size"]}  # for llama.cpp
+    config |= {"bos_token_id": boundary(tokenizer) if tokenizer else None}
+    config |= {"eos_token_id": tokenizer.end_token if tokenizer else None}
+    config |= {"tie_word_embeddings": not args["untied_head"]}
     config |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
-    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # the first one counts
     return config | {"activation_function": names[args["activation"]]} | FIXED
 
 
 # ---- the tokenizer -------------------------------------------------------------------------------
+def boundary(tokenizer: Tokenizer) -> int:
+    """The token that stands between texts, or else the one that an empty prompt starts with."""
+    return tokenizer.start_token if tokenizer.end_token is None else tokenizer.end_token
+
+
 def to_hf_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     """One of Hugging Face's `tokenizers` that gives the same ids."""
+    special = dict(tokenizer.special)
     if tokenizer.kind == "char":
         vocab = {piece: i for i, piece in enumerate(tokenizer.pieces)}
-        theirs = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+        theirs = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=UNK))
         every_character = tokenizers.Regex(r"[\s\S]")
         theirs.pre_tokenizer = pre_tokenizers.Split(every_character, "isolated")
         theirs.decoder = decoders.Fuse()
@@ -101,12 +114,15 @@ def to_hf_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
             vocab = json.loads(read_file_cached(f"{ENCODINGS}/encoder.json"))
             lines = read_file_cached(f"{ENCODINGS}/vocab.bpe").decode().split("\n")
             merges = [tuple(line.split()) for line in lines[1:-1]]  # the first is its version
+        else:  # the byte between texts goes by its own name, since any letter may stand in a text
+            special["\0"] = tokenizer.end_token
+            vocab["\0"] = vocab.pop(next(iter(vocab)))
         theirs = tokenizers.Tokenizer(models.BPE(vocab, merges))
         words = tokenizer.kind == "gpt2"
         theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
         theirs.decoder = decoders.ByteLevel()
-    theirs.add_special_tokens(list(tokenizer.special))
-    for name, i in tokenizer.special.items():
+    theirs.add_special_tokens(list(special))
+    for name, i in special.items():
         assert theirs.token_to_id(name) == i, f"{name} has another id"
     return theirs
 
@@ -118,19 +134,86 @@ def byte_vocab() -> dict[str, int]:
     return {chr(i) if chr(i) in letters else next(others): i for i in range(256)}
 
 
+def tokenizer_config_json(tokenizer: Tokenizer, block_size: int) -> dict:
+    """All three tokens are always there: CTranslate2 and lm-eval do not go without."""
+    edge = tokenizer.decode([boundary(tokenizer)])
+    unknown = UNK if UNK in tokenizer.special else edge
+    tokens = {"bos_token": edge, "eos_token": edge, "unk_token": unknown}
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    return about | {"clean_up_tokenization_spaces": False} | tokens
+
+
 # ---- the folder ----------------------------------------------------------------------------------
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {name}
+
+A language model of GPT-2's architecture with {parameters:,} parameters, trained by folioGPT.
+
+| | |
+|---|---|
+| trained on | {dataset} |
+| steps | {step} |
+| validation loss, nats per token | {loss} |
+| tokenizer | {tokenizer} |
+| longest sequence, tokens | {block_size} |
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained("{to}")
+    tokenizer = AutoTokenizer.from_pretrained("{to}")
+    prompt = tokenizer(tokenizer.bos_token, return_tensors="pt")
+    print(tokenizer.decode(model.generate(**prompt, max_length={length}, do_sample=True)[0]))
+{warning}
+Settings of the run:
+
+```json
+{settings}
+```
+"""
+NO_TOKENIZER = "\nThe folder has no tokenizer.\n"
+NO_END = """
+The vocabulary has no token between texts: bos_token, eos_token and unk_token are its character
+{edge!r}. Pipelines and decode(..., skip_special_tokens=True) leave it out, CTranslate2 ends there.
+"""
+
+
+def model_card(loaded: dict, args: dict, tensors: dict, tokenizer: Tokenizer | None) -> str:
+    """README.md, as the hub shows it. What nobody has recorded is unknown."""
+    kind, warning, loss = "unknown", NO_TOKENIZER, loaded["best_val_loss"]
+    if tokenizer:
+        kind = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens"
+        edge = tokenizer.decode([boundary(tokenizer)])
+        warning = NO_END.format(edge=edge) if tokenizer.end_token is None else ""
+    return CARD.format(
+        name=os.path.basename(os.path.normpath(to)),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        dataset=loaded["config"].get("dataset", "unknown"),
+        step=loaded["step"] or "unknown",
+        loss=f"{loss:.4f}" if math.isfinite(loss) else "unknown",
+        tokenizer=kind,
+        block_size=args["block_size"],
+        length=min(100, args["block_size"]),
+        to=to,
+        warning=warning,
+        settings=to_json(loaded["config"]),
+    )
+
+
 def to_json(content: dict) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1)
 
 
-def json_files(args: dict, tokenizer: Tokenizer | None) -> dict[str, str]:
+def text_files(loaded: dict, args: dict, tensors: dict) -> dict[str, str]:
     """The content of the folder's files by name, but for the weights."""
-    end = tokenizer.special.get(END) if tokenizer else None
-    files = {"config.json": to_json(config_json(args, end))}
+    tokenizer = checkpoint.load_tokenizer(loaded) if loaded["tokenizer"] else None
+    files = {"config.json": to_json(config_json(args, tokenizer))}
+    files["README.md"] = model_card(loaded, args, tensors, tokenizer)
     if tokenizer:
-        about = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        about |= {"model_max_length": args["block_size"], "clean_up_tokenization_spaces": False}
-        about |= {} if end is None else {"bos_token": END, "eos_token": END}
+        about = tokenizer_config_json(tokenizer, args["block_size"])
         files["tokenizer_config.json"] = to_json(about)
         files["tokenizer.json"] = to_hf_tokenizer(tokenizer).to_str(pretty=True)
         files["folio_tokenizer.json"] = to_json(tokenizer.to_dict())
@@ -144,8 +227,7 @@ if os.path.exists(to):
 loaded = checkpoint.load(out_dir)
 args = complete(loaded["model_args"])
 tensors = to_hf(loaded["model"], args)
-tokenizer = checkpoint.load_tokenizer(loaded) if loaded["tokenizer"] else None
-files = json_files(args, tokenizer)
+files = text_files(loaded, args, tensors)
 unfinished = f"{os.path.normpath(to)}.{os.getpid()}.tmp"
 os.makedirs(unfinished)
 try:
@@ -158,6 +240,6 @@ except (OSError, SafetensorError) as error:
     raise UserError(f"--to={to} cannot be written: {error}.") from None
 finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-if tokenizer is None:
+if loaded["tokenizer"] is None:
     print(f"{loaded['path']} has no tokenizer: {to} has the weights only")
 print(f"{loaded['path']} is now {to}, for transformers' AutoModelForCausalLM.from_pretrained")
