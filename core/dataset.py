@@ -22,22 +22,25 @@ SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NANOGPT = {"tokenizer": {"kind": "gpt2"}, "dtype": "uint16", "row_length": None, "task": None}
-NANOGPT["source"] = {"name": "GPT-2 tokens, since there is no meta.json"}
+NANOGPT |= {"use": "", "source": {"name": "GPT-2 tokens, since there is no meta.json"}}
 
 
 class Writer:
     """Writes a dataset piece by piece; the old one stays until the new one is whole.
 
     source: where the text came from. row_length: None for a stream of text; N where every N tokens
-    are an example. task: what the examples mean to whoever uses a model of them.
+    are an example. task: what the examples mean to whoever uses a model of them. use: the command
+    that does so, in which {out_dir} stands for a run's folder; "" = sample.py with a prompt.
     """
 
-    def __init__(self, folder, tokenizer: Tokenizer, source: dict, row_length=None, task=None):
+    def __init__(
+        self, folder, tokenizer: Tokenizer, source: dict, row_length=None, task=None, use=""
+    ):
         self.folder, self.files = folder, {}
         self.counts, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         self.meta = {"tokenizer": tokenizer.to_dict(), "row_length": row_length, "source": source}
         self.meta["dtype"] = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        self.meta["task"] = task
+        self.meta["task"], self.meta["use"] = task, use
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)

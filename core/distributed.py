@@ -6,6 +6,7 @@ Without torchrun there is one process, of rank 0, and every function here still 
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,10 +36,16 @@ def init(device: torch.device, backend: str) -> None:
     dist.init_process_group(backend, timeout=timedelta(hours=2))
 
 
-def print0(*words) -> None:
-    """Print on rank 0 only."""
+def print0(text: str) -> None:
+    """Print on rank 0 only; what does not fit in 80 columns continues on the next line."""
     if RANK == 0:
-        print(*words, flush=True)
+        margin = " " * len("device   ")
+        print(
+            textwrap.fill(
+                text, 80, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+            ),
+            flush=True,
+        )
 
 
 def all_reduce_sum(*values: torch.Tensor) -> list[float]:

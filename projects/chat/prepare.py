@@ -120,7 +120,8 @@ def fit(numbers: list[int], padding: int) -> list[int]:
 
 source = {"name": ", ".join(map(os.path.basename, paths)), "dialogues": count}
 example_length = row_length if layout == "rows" else None
-with Writer(folder, coder, source, example_length) as writer:
+use = "python -m projects.chat.talk --out_dir={out_dir}"
+with Writer(folder, coder, source, example_length, use=use) as writer:
     for number, turns in enumerate(tqdm(dialogues(), total=count, unit=" dialogues")):
         split = texts.split_of(number, val_fraction, seed)
         ids, masks = encode(turns)
