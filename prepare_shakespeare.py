@@ -10,9 +10,10 @@ The download is kept beside the dataset, as input.txt. Without a network give an
 import os
 from typing import Literal
 
+from configurator import configure
+
 from tqdm import tqdm
 
-from configurator import configure
 from core import UserError
 from core.dataset import Writer
 from core.download import download

@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import Literal
 
+from configurator import configure
+
 from tqdm import tqdm
 
-from configurator import configure
 from core import UserError, texts
 from core.dataset import Writer
 from core.tokenizer import END, ByteTokenizer, CharTokenizer, GPT2Tokenizer

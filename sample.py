@@ -1,17 +1,21 @@
 """Prompt a checkpoint.
 
-python sample.py --start="First Citizen:"
-python sample.py --out_dir=out/shakespeare_char --temperature=0 --num_samples=1
-python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
+    python sample.py --start="First Citizen:"
+    python sample.py --out_dir=out/shakespeare_char --temperature=0
+    python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
+
+Samples go to the standard output, all else to the standard error.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+from configurator import configure, pick
+
 import torch
 
-from configurator import configure, pick
 from core import checkpoint
 from core.batches import fold_in
 from core.device import choose_device
@@ -21,10 +25,10 @@ from model import GPT
 # ---- settings: these, and how to sample, in core/generate.py -------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
 init_from = "resume"  # resume: out_dir; else gpt2, gpt2-xl, ... or a Hugging Face GPT-2 folder
-start = "\n"  # the prompt; FILE:path reads it from a file; may be empty
+start = "\n"  # the prompt, in which \n is a line break; FILE:path reads a file; may be empty
 num_samples = 10  # how many continuations
 max_new_tokens = 500  # tokens of each
-stop = ""  # end a sample before this text
+stop = ""  # end a sample before this text, in which \n is a line break
 seed = 1337  # the same seed, the same samples
 stream = True  # print token by token; False computes all samples at once, faster in all
 dataset = ""  # whose tokenizer to take, if the checkpoint names none; else that of its own
@@ -41,7 +45,8 @@ tokenizer = checkpoint.load_tokenizer(loaded, dataset)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
 model = prepare_for_inference(model, dtype, device)
 if start.startswith("FILE:"):
-    with open(start[5:], encoding="utf-8") as file:
+    path = os.path.expanduser(start[5:])
+    with open(path, encoding="utf-8-sig", errors="replace") as file:  # sig: Notepad's first mark
         start = file.read()
 ids = tokenizer.encode_prompt(start) or [tokenizer.start_token]
 known = f"{loaded['step']} steps, validation loss {loaded['best_val_loss']:.4f}"

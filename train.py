@@ -7,25 +7,26 @@
 
 Several machines, here the first of two at 10.0.0.1 (the other says --node_rank=1):
 
-    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 \\
-        --master_port=1234 train.py config/gpt2.py
+    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 \\
+        --master_addr=10.0.0.1 --master_port=1234 train.py config/gpt2.py
 """
 
 import math
 import os
 from typing import Literal
 
+from configurator import configure, pick
+
 import torch
 from torch.nn import functional as F
 
-from configurator import configure, pick
 from core import checkpoint, distributed
 from core.batches import Batches, fold_in, split_batch
 from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
 from core.gpt2 import set_size
-from core.log import RunLog, check_finite, opening_report
+from core.log import RunLog, check_finite, check_outputs, opening_report
 from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
 from model import GPT, GPTConfig
 
@@ -77,10 +78,11 @@ peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
 # trackers
 wandb_log = False  # log to Weights & Biases too
 wandb_project = "folioGPT"  # its project
-wandb_run_name = "gpt2"  # its run
+wandb_run_name = ""  # its run; "" = the last part of out_dir
 tensorboard_log = False  # write TensorBoard's files to out_dir too
 settings = configure(__file__, GPTConfig)
 set_size(settings)
+check_outputs(settings)
 globals().update(settings)
 
 # ---- set-up: device, data, model, optimizers -----------------------------------------------------
@@ -238,5 +240,5 @@ elif any_rank(bool(caught)):
         save(latest, step)
     print0(f"stopped after {step} steps; the same command with --init_from=resume continues")
 elif run_log.writes:
-    print0(f"done; python sample.py --out_dir={out_dir} shows what it has learned")
+    print(f"done; to see what it has learned:\n{run_log.next_command(tokenizer)}")
 distributed.leave(status=128 + caught[0] if caught else 0)

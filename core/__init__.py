@@ -1,7 +1,11 @@
 """What the scripts share, one noun per file. Nothing here runs on import."""
 
+import io
+import json
 import os
+import signal
 import sys
+import time
 
 
 class UserError(Exception):
@@ -9,6 +13,16 @@ class UserError(Exception):
 
     Our own bugs are asserts and keep their traceback.
     """
+
+
+def set_up_script() -> None:
+    """What every script wants of its process, before anything else is imported."""
+    sys.excepthook = print_user_error
+    if os.environ.get("RANK", "0") == "0":  # others have none, and may wait where Python cannot act
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the script's clean-up
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what its encoding lacks is a question mark
 
 
 def print_user_error(kind: type[BaseException], error: BaseException, traceback) -> None:
@@ -21,15 +35,33 @@ def print_user_error(kind: type[BaseException], error: BaseException, traceback)
         status, sentence = 130, "interrupted"
     elif issubclass(kind, ModuleNotFoundError):
         sentence = f"this needs the package {error.name}: pip install {error.name}"
-    elif issubclass(kind, OSError) and error.filename:
-        sentence = f"{error.filename}: {error.strerror}."
-    elif kind.__name__ == "OutOfMemoryError":
-        sentence = f"out of GPU memory: lower --batch_size or --block_size. {error}"
+    elif issubclass(kind, OSError) and error.strerror:
+        sentence = f"{error.filename}: " if error.filename else ""  # a full disk names none
+        sentence += f"{error.strerror}."
+    elif kind.__name__ == "OutOfMemoryError" or "can't allocate memory" in sentence:
+        sentence = f"out of memory: lower --batch_size or --block_size. {error}"
     elif not issubclass(kind, UserError):
+        let_other_ranks_speak()
         sys.__excepthook__(kind, error, traceback)
         return
-    rank = os.environ.get("RANK", "0")
-    script = os.path.basename(sys.argv[0]) + (f" [rank {rank}]" if rank != "0" else "")
-    # torch.distributed's own hook, around this one, would swallow what goes to sys.stderr
-    print(f"{script}: {sentence}", file=sys.__stderr__)
+    script = os.path.basename(sys.argv[0])
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and status == 2:  # torchrun's report ends with it
+        if os.environ["RANK"] != "0":
+            let_other_ranks_speak()
+        message = {"message": f"\n{script}: {sentence}", "extraInfo": {"timestamp": time.time()}}
+        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:
+            json.dump({"message": message}, file)
+    else:
+        # torch.distributed's own hook, around this one, would swallow what goes to sys.stderr
+        print(f"{script}: {sentence}", file=sys.__stderr__)
     raise SystemExit(status)
+
+
+def let_other_ranks_speak() -> None:
+    """Under torchrun, wait: if another rank has failed first this process is ended without a word.
+
+    All ranks make the same mistake, and one that dies makes the others fail.
+    """
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun sends it
+        time.sleep(5)

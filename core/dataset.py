@@ -22,23 +22,27 @@ SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PREPARE = "FOLIO_PREPARE"  # in the environment: the setting `prepare` that a script was started by
-DEFAULTS = {"dtype": "uint16", "row_length": None, "task": None, "prepare": None}
+DEFAULTS = {"dtype": "uint16", "row_length": None, "task": None, "use": "", "prepare": None}
 
 
 class Writer:
     """Writes a dataset piece by piece; the old one stays until the new one is whole.
 
     source: where the text came from. row_length: None for a stream of text; N where every N tokens
-    are an example. task: what the examples mean to whoever uses a model of them.
+    are an example. task: what the examples mean to whoever uses a model of them. use: the command
+    that does so, in which {out_dir} stands for a run's folder; "" = sample.py with a prompt.
     """
 
-    def __init__(self, folder, tokenizer: Tokenizer, source: dict, row_length=None, task=None):
+    def __init__(
+        self, folder, tokenizer: Tokenizer, source: dict, row_length=None, task=None, use=""
+    ):
         self.folder, self.files = folder, {}
         self.counts, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         self.unknown = tokenizer.special.get(UNK)
         self.meta = {"tokenizer": tokenizer.to_dict(), "row_length": row_length, "source": source}
         self.meta["dtype"] = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        self.meta |= {"task": task, "prepare": os.environ.get(PREPARE) or words_of_this_command()}
+        self.meta |= {"task": task, "use": use}
+        self.meta["prepare"] = os.environ.get(PREPARE) or words_of_this_command()
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from textwrap import TextWrapper
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from core import UserError
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+SCREEN = TextWrapper(80, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
 
 
 def init(device: torch.device, backend: str) -> None:
@@ -35,10 +37,10 @@ def init(device: torch.device, backend: str) -> None:
     dist.init_process_group(backend, timeout=timedelta(hours=2))
 
 
-def print0(*words) -> None:
-    """Print on rank 0 only."""
+def print0(text: str) -> None:
+    """Print on rank 0 only; what does not fit in 80 columns continues on the next line."""
     if RANK == 0:
-        print(*words, flush=True)
+        print(SCREEN.fill(text), flush=True)
 
 
 def all_reduce_sum(*values: torch.Tensor) -> list[float]:

@@ -20,14 +20,14 @@ def pad_vocab(table: Tensor) -> Tensor:
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """F.dropout; on a CPU ten times as fast, by one random byte per element.
 
-    p is then rounded to a multiple of 1/256, and is at least that.
+    p is then rounded to a multiple of 1/256, from 1/256 to 255/256.
     """
     if not training or p == 0:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
     words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(x.numel() / 8),))
-    threshold = max(1, round(256 * p))
+    threshold = min(max(1, round(256 * p)), 255)
     # compared as floats: compilers turn a mask of bytes into one of floats element by element
     keep = words.view(torch.uint8)[: x.numel()].view(x.shape).float() >= threshold
     return x * keep * (256 / (256 - threshold))

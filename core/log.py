@@ -1,19 +1,25 @@
 """log.jsonl, one JSON object per line; the screen and trackers get the same.
 
-{"config": {...}, "versions": {...}, "device": "...", "parameters": 803456, "start_step": 0}
+{"config": {...}, "versions": {...}, "device": "...", "parameters": 803456, "start_step": 0,
+ "run_id": "..."}
 {"step": 0, "train_loss": 4.17, "val_loss": 4.18}                      after 0 steps
 {"step": 1, "loss": 4.17, "lr": 0.001, "grad_norm": 1.9, "ms": 52.1, ...}    of step 1
 """
 
+import importlib
 import json
 import math
 import os
 import platform
+import shlex
+import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
+import numpy as np
 import torch
 
 from core import UserError, checkpoint
@@ -45,6 +51,13 @@ def rewind(path: str, step: int) -> None:
     os.replace(f"{path}.tmp", path)
 
 
+def duration(seconds: float) -> str:
+    """In the largest unit that leaves two digits or more."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
 def check_finite(what: str, *values: float) -> None:
     if not all(map(math.isfinite, values)):
         raise UserError(
@@ -53,13 +66,33 @@ def check_finite(what: str, *values: float) -> None:
         )
 
 
+def check_outputs(settings: dict) -> None:
+    """Fail before the work if out_dir cannot be written or a tracker's package is missing."""
+    if RANK > 0 or settings["eval_only"]:
+        return
+    for package in ("wandb", "tensorboard"):
+        if settings[f"{package}_log"]:
+            importlib.import_module(package)
+    folder = settings["out_dir"]
+    try:
+        existed = os.path.isdir(folder)
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        if not existed:
+            os.removedirs(folder)
+    except OSError as error:
+        raise UserError(f"out_dir={folder!r} cannot be written: {error.strerror}.") from None
+
+
 def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> dict:
     """Print what will be trained, on what and how; the facts for the first line of log.jsonl."""
     c, batch, device = model.config, data.batch_size, device_name(data.device)
     parameters = sum(p.numel() for p in model.parameters())
     splits = " + ".join(f"{split.length:,} {name}" for name, split in data.splits.items())
+    source = data.meta["source"]["name"]
+    source = source if len(source) <= 60 else f"...{source[-57:]}"
     print0(f"device   {WORLD_SIZE} x {device}, {how}")
-    print0(f"data     {data.folder}: {splits} tokens of {data.meta['source']['name']}")
+    print0(f"data     {data.folder}: {splits} tokens of {source}")
     print0(
         f"model    {parameters:,} parameters: {c.n_layer} layers, {c.n_head} heads, {c.n_embd} "
         f"channels, context {c.block_size}, vocabulary {c.vocab_size}"
@@ -75,19 +108,29 @@ def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> d
     return facts | {"parameters": parameters, "optimizers": names, "source": data.meta["source"]}
 
 
-def trackers(settings: dict) -> list[Callable[[dict], None]]:
-    """Functions that pass each record on, as wandb_log and tensorboard_log ask for."""
+def trackers(
+    settings: dict, run_id: str, start_step: int, kept: list[dict]
+) -> list[Callable[[dict], None]]:
+    """Functions that pass each record on, as wandb_log and tensorboard_log ask for.
+
+    kept: the records of the log that a resumed run does not write again.
+    """
     wanted: list[Callable[[dict], None]] = []
     if settings["wandb_log"]:
         import wandb
 
-        project, name = settings["wandb_project"], settings["wandb_run_name"]
-        run = wandb.init(project=project, name=name, config=settings)
+        name = settings["wandb_run_name"] or os.path.basename(os.path.abspath(settings["out_dir"]))
+        project = settings["wandb_project"]
+        try:
+            run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=settings)
+        except Exception as error:  # no account, no network: its errors have no common type
+            raise UserError(f"wandb cannot start: {error} Or train without --wandb_log.") from error
         wanted.append(lambda record: run.log(record, step=record["step"]))
     if settings["tensorboard_log"]:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(settings["out_dir"])
+        # a reader drops this step's points and later ones: those come again, or are in the log
+        writer = SummaryWriter(settings["out_dir"], purge_step=start_step)
 
         def add_scalars(record: dict) -> None:
             for name, value in record.items():
@@ -95,6 +138,9 @@ def trackers(settings: dict) -> list[Callable[[dict], None]]:
                     writer.add_scalar(name, value, record["step"])
             writer.flush()  # what is written outlives a crash
 
+        for record in kept:
+            if record.get("step") == start_step:
+                add_scalars(record)
         wanted.append(add_scalars)
     return wanted
 
@@ -103,8 +149,8 @@ class RunLog:
     """The log of one run, with the speed since the line before."""
 
     def __init__(self, settings: dict, facts: dict, model, data, start_step: int, resumed: bool):
-        self.data, self.max_iters = data, settings["max_iters"]
-        self.path = os.path.join(settings["out_dir"], "log.jsonl")
+        self.data, self.max_iters, self.out_dir = data, settings["max_iters"], settings["out_dir"]
+        self.path = os.path.join(self.out_dir, "log.jsonl")
         self.writes = RANK == 0 and not settings["eval_only"]
         peak = peak_flops(data.device, settings["peak_tflops"])
         self.peak_tokens_per_s = peak and peak * WORLD_SIZE / model.flops_per_token()
@@ -113,10 +159,12 @@ class RunLog:
             return
         if resumed:
             rewind(self.path, start_step)
-        elif backup := checkpoint.backup_previous_run(settings["out_dir"]):
-            print0(f"run      the earlier run in {settings['out_dir']} is now {backup}")
-        append(self.path, {**facts, "start_step": start_step})
-        self.trackers = trackers(settings)
+        elif backup := checkpoint.backup_previous_run(self.out_dir):
+            print0(f"run      the earlier run in {self.out_dir} is now {backup}")
+        kept = read(self.path)
+        run_id = next((r["run_id"] for r in kept if "run_id" in r), uuid.uuid4().hex)
+        append(self.path, {**facts, "start_step": start_step, "run_id": run_id})
+        self.trackers = trackers(settings, run_id, start_step, kept)
 
     def write(self, record: dict) -> None:
         if self.writes:
@@ -140,18 +188,30 @@ class RunLog:
         mean_loss = all_reduce_sum(loss)[0]
         check_finite(f"the loss of step {step}", mean_loss)
         now = time.perf_counter()
-        seconds, T = (now - self.time) / (step - self.step), self.data.T
+        ms, T = (now - self.time) / (step - self.step) * 1e3, self.data.T
         tokens = self.data.sequences_before(step) * T
         speed = (tokens - self.data.sequences_before(self.step) * T) / (now - self.time)
         mfu = speed / self.peak_tokens_per_s if self.peak_tokens_per_s else None
         self.step, self.time = step, now
-        left = timedelta(seconds=round(seconds * (self.max_iters - step)))
+        time_per_step = f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+        left = duration(ms / 1e3 * (self.max_iters - step))
         print0(
-            f"step {step}/{self.max_iters}  loss {mean_loss:.4f}  lr {lr:.2e}  "
-            f"{seconds * 1e3:.1f} ms  {speed:,.0f} tokens/s  "
-            f"mfu {f'{mfu:.1%}' if mfu else 'unknown'}  {left} left"
+            f"step {step}/{self.max_iters}  loss {mean_loss:.4f}  {time_per_step}  "
+            f"{speed:,.0f} tokens/s  {f'mfu {mfu:.0%}  ' if mfu else ''}{left} left"
         )
         record = {"step": step, "loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
-        self.write(
-            {**record, "ms": seconds * 1e3, "tokens_per_s": speed, "mfu": mfu, "tokens": tokens}
-        )
+        self.write({**record, "ms": ms, "tokens_per_s": speed, "mfu": mfu, "tokens": tokens})
+
+    def next_command(self, tokenizer) -> str:
+        """What shows what was learned: the dataset's own command, or sample.py with a prompt."""
+        command = self.data.meta["use"]
+        if not command:
+            prompt = "Once upon a time"  # bytes and their pairs encode any text
+            if tokenizer.kind == "char":
+                x, _ = self.data.splits["train"].sequences(np.zeros(1, int), min(20, self.data.T))
+                ids = [i for i in x[0] if i not in tokenizer.special.values()]
+                prompt = tokenizer.decode(ids).strip().partition("\n")[0]
+            script = os.path.join(os.path.dirname(sys.argv[0]), "sample.py")
+            command = f"python {shlex.quote(script)} --out_dir={{out_dir}}"
+            command += f" --start={shlex.quote(prompt)}"
+        return command.replace("{out_dir}", shlex.quote(self.out_dir))

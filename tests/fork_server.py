@@ -36,7 +36,7 @@ def become(job: dict) -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-for line in sys.stdin:
+for line in os.fdopen(os.dup(0)):  # a script's own sys.stdin is one that nobody has read
     child = os.fork()
     if child == 0:
         become(json.loads(line))

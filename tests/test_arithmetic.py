@@ -1,6 +1,7 @@
 """Addition and sorting: each problem once, held-out ones never train, only answers are targets."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -80,11 +81,16 @@ def test_sorting_is_learned_and_accuracy_is_that_of_the_generated_answers(script
     pairs = zip(answers, examples, strict=True)
     correct = [coder.decode(answer) == example[6:] for answer, example in pairs]
     assert sum(correct) / len(correct) == pytest.approx(logged, abs=0.02) and 0.1 < logged < 1
-    script("train.py", SORTING)  # all of its steps
+    said = script("train.py", SORTING).stdout  # all of its steps
     records = log.read(f"{tmp_path}/out/sorting/log.jsonl")
     assert [r["val_accuracy"] for r in records if "val_accuracy" in r][-1] == 1.0
     greedy = ["--temperature=0", "--num_samples=1", "--max_new_tokens=6"]
     assert script("sample.py", "--start=201102", *greedy).stdout.startswith("201102001122\n")
+    _, name, *options = shlex.split(said.split("learned:\n")[1].replace("\\\n", ""))
+    question = options[1].removeprefix("--start=")
+    answer = "".join(sorted(question))
+    assert question in [example[:6] for example in examples]  # the model has not seen it
+    assert script(name, *options).stdout == f"{question}{answer}\n---------------\n"
 
 
 def test_tensorboard_gets_what_the_log_gets(script, tmp_path):

@@ -16,6 +16,8 @@ def test_dropout_drops_a_fraction_and_keeps_the_mean():
         fraction = max(1, round(256 * p)) / 256  # the nearest that a byte can decide
         assert abs((y == 0).float().mean() - fraction) < 0.002 and abs(y.mean() - 1) < 0.005
         assert len(y.unique()) == 2
+    most = dropout(torch.ones(500, 1001), 0.999, True)  # a byte can decide no more than 255/256
+    assert most.unique().tolist() == [0, 256] and abs(most.mean() - 1) < 0.1
     x = torch.ones(4)
     assert dropout(x, 0.5, False) is x and torch.equal(dropout(x, 0.0, True), x)
 

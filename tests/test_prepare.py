@@ -5,11 +5,12 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from configurator import configure
+
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
-from configurator import configure
 from core import UserError
 from core.download import download
 

@@ -72,6 +72,8 @@ def test_stop_ends_the_sample_before_the_text(sample):
     for stream in (True, False):
         options = ["--start=the quick", "--stop=over", f"--stream={stream}", *GREEDY]
         assert sample(*options).stdout == "the quick brown fox jumps \n---------------\n"
+    at_line_break = sample(r"--start=dog.\nthe", r"--stop=\n", *GREEDY).stdout  # a \ and an n
+    assert at_line_break == f"dog.\n{TEXT[:44]}\n---------------\n"
 
 
 def test_int8_weights_write_the_same_as_exact_ones(sample):
@@ -93,6 +95,9 @@ def test_the_options_that_keep_only_the_likeliest_agree_with_greedy(sample):
 def test_mistakes_are_one_sentence(sample, tmp_path):
     assert "'Q', 'é'" in sample("--start=éQ", status=2).stderr
     assert "'='" in sample("--start=a=b", status=2).stderr  # the prompt is all after the first =
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    for stray in ("--start=a\udcff", "--start=FILE:latin1.txt"):
+        assert "vocabulary: '\ufffd'" in sample(stray, status=2).stderr
     assert "nowhere.txt: No such file" in sample("--start=FILE:nowhere.txt", status=2).stderr
     assert "no checkpoint" in sample("--out_dir=nowhere", status=2).stderr
     assert "temperature=-1" in sample("--temperature=-1", status=2).stderr

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 
+from configurator import configure
+
 import numpy as np
 import pytest
 from conftest import ROOT
 from test_texts import read, texts_of
 
-from configurator import configure
 from core import gpt2
 from core.dataset import read_meta
 from model import GPTConfig

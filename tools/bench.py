@@ -26,10 +26,11 @@ import tempfile
 import time
 from typing import Literal
 
+from configurator import ROOT, configure, pick
+
 import numpy as np
 import torch
 
-from configurator import ROOT, configure, pick
 from core import UserError, checkpoint, log
 from core.batches import Batches, split_batch
 from core.dataset import Writer, ensure_prepared, read_meta

@@ -23,9 +23,10 @@ import os
 import re
 from typing import Literal
 
+from configurator import configure
+
 from tqdm import tqdm
 
-from configurator import configure
 from core import UserError, checkpoint, texts
 from core.device import autocast, choose_device, choose_dtype
 from core.download import download

@@ -20,9 +20,10 @@ import os
 import shutil
 from dataclasses import fields
 
+from configurator import configure
+
 import torch
 
-from configurator import configure
 from core import UserError, checkpoint
 from core.gpt2 import ACTIVATIONS, FIXED, TRANSPOSED
 from core.tokenizer import UNK, Tokenizer

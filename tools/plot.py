@@ -16,6 +16,7 @@ import os
 from typing import Literal
 
 from configurator import configure
+
 from core import UserError, log
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -100,5 +101,8 @@ for axis in axes[:, 0]:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 figure.tight_layout()
-figure.savefig(png)
+try:
+    figure.savefig(png)
+except ValueError as error:
+    raise UserError(f"--png={png}: {error}.") from None
 print(f"{png}: {', '.join(folder for folder, *_ in drawn)}")

@@ -15,9 +15,10 @@ if not __package__:  # started by its path
     print(f"start it as a module from the repository's root: {command}", file=sys.stderr)
     sys.exit(2)
 
+from configurator import configure
+
 import numpy as np
 
-from configurator import configure
 from core import UserError
 from projects.arithmetic.problems import write
 

@@ -16,9 +16,10 @@ if not __package__:  # started by its path
 
 import string
 
+from configurator import configure
+
 import numpy as np
 
-from configurator import configure
 from core import UserError
 from projects.arithmetic.problems import write
 

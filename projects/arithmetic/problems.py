@@ -32,7 +32,11 @@ def write(
     mask = np.zeros_like(examples)
     mask[:, questions.shape[1] :] = 1
     splits = {"val": order[:held_out], "train": np.sort(order[held_out:])}
-    with Writer(folder, CharTokenizer(symbols), source, row_length=examples.shape[1]) as writer:
+    question = "".join(symbols[i] for i in questions[order[0]])
+    use = f"python sample.py --out_dir={{out_dir}} --start={question} \\\n"
+    use += f"    --max_new_tokens={answers.shape[1]} --temperature=0 --num_samples=1"
+    coder, width = CharTokenizer(symbols), examples.shape[1]
+    with Writer(folder, coder, source, row_length=width, use=use) as writer:
         for split, chosen in splits.items():
             writer.append(split, examples[chosen].ravel(), mask[chosen].ravel())
     return {split: len(chosen) for split, chosen in splits.items()}

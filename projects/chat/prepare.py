@@ -24,9 +24,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Literal
 
+from configurator import configure
+
 from tqdm import tqdm
 
-from configurator import configure
 from core import UserError, texts
 from core.dataset import Writer
 from core.download import download
@@ -120,7 +121,8 @@ def fit(numbers: list[int], padding: int) -> list[int]:
 
 source = {"name": ", ".join(map(os.path.basename, paths)), "dialogues": count}
 example_length = row_length if layout == "rows" else None
-with Writer(folder, coder, source, example_length) as writer:
+use = "python -m projects.chat.talk --out_dir={out_dir}"
+with Writer(folder, coder, source, example_length, use=use) as writer:
     for number, turns in enumerate(tqdm(dialogues(), total=count, unit=" dialogues")):
         split = texts.split_of(number, val_fraction, seed)
         ids, masks = encode(turns)

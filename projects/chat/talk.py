@@ -17,9 +17,10 @@ import contextlib
 from itertools import chain
 from typing import Literal
 
+from configurator import configure, pick
+
 import torch
 
-from configurator import configure, pick
 from core import UserError, checkpoint
 from core.batches import fold_in
 from core.device import choose_device

@@ -1,8 +1,8 @@
 """Label texts with a model that was trained on labelled ones.
 
     python -m projects.reviews.classify --out_dir=out/reviews --text="a lovely place"
-    python -m projects.reviews.classify --out_dir=out/reviews --input=data/reviews/val.csv
-    python -m projects.reviews.classify --out_dir=out/reviews --input=new.csv --predictions=out.csv
+    python -m projects.reviews.classify --input=data/reviews/val.csv
+    python -m projects.reviews.classify --input=new.csv --predictions=out.csv
 
 A CSV file with a column of labels is scored; one without is labelled. The parts of a long text
 are labelled separately, and their probabilities averaged.
@@ -18,10 +18,11 @@ if not __package__:  # started by its path
 import csv
 from typing import Literal
 
+from configurator import configure
+
 import torch
 from tqdm import tqdm
 
-from configurator import configure
 from core import UserError, checkpoint
 from core.device import autocast, choose_device, choose_dtype
 from core.score import score
@@ -41,6 +42,9 @@ dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # matmul dtyp
 globals().update(configure(__file__))
 if bool(text) == bool(input):
     raise UserError("give either --text= or --input=: a text to label, or a CSV file of texts.")
+
+if predictions:
+    open(predictions, "a").close()  # if it cannot be written, fail before the work
 
 # ---- the model and the texts ---------------------------------------------------------------------
 device = choose_device(device)
@@ -77,7 +81,8 @@ def print_scores(pairs: list[tuple[str, str]]) -> None:
     correct = sum(label == guess for label, guess in pairs)
     print(f"accuracy {correct / len(pairs):.4f} of {len(pairs):,} texts")
     width = max(9, *map(len, labels))
-    head = " ".join(f"{label:>{width}}" for label in labels)
+    narrow = max(map(len, [*labels, str(len(pairs))]))
+    head = " ".join(f"{label:>{narrow}}" for label in labels)
     print(f"{'label':>{width}} precision    recall        F1   labelled as: {head}")
     for label in labels:
         counts = [pairs.count((label, guess)) for guess in labels]
@@ -86,7 +91,7 @@ def print_scores(pairs: list[tuple[str, str]]) -> None:
         recall = hits / max(1, sum(counts))
         f1 = 2 * precision * recall / max(1e-9, precision + recall)
         figures = f"{precision:9.4f} {recall:9.4f} {f1:9.4f}"
-        confusions = " ".join(f"{count:>{width}}" for count in counts)
+        confusions = " ".join(f"{count:>{narrow}}" for count in counts)
         print(f"{label:>{width}} {figures}{'':16}{confusions}")
 
 

@@ -19,9 +19,11 @@ if not __package__:  # started by its path
 
 import csv
 import os
+import shlex
 from collections import Counter
 
 from configurator import configure
+
 from core import UserError, checkpoint, texts
 from core.dataset import Writer
 from core.tokenizer import PAD, UNK, CharTokenizer, Tokenizer, from_dict
@@ -89,7 +91,9 @@ else:
 task = {"kind": "labels", "labels": labels, "length": length, "padded": not masked}
 folder = os.path.join("data", name)
 source = {"name": os.path.basename(input), "texts": len(label_of)}
-with Writer(folder, coder, source, length + 1, task) as writer:
+val_csv = os.path.join(folder, "val.csv")
+use = f"python -m projects.reviews.classify --out_dir={{out_dir}} --input={shlex.quote(val_csv)}"
+with Writer(folder, coder, source, length + 1, task, use) as writer:
     for split in chosen:
         for text in chosen[split]:
             answer = coder.special[label_token(label_of[text])]
@@ -99,7 +103,7 @@ with Writer(folder, coder, source, length + 1, task) as writer:
                 writer.append(split, ids, [0] * len(question) + [1] + [0] * padding)
 with open(os.path.join(folder, "train.txt"), "w", encoding="utf-8") as file:
     file.writelines(f"{text}\n\n" for text in chosen["train"])
-with open(os.path.join(folder, "val.csv"), "w", encoding="utf-8", newline="") as file:
+with open(val_csv, "w", encoding="utf-8", newline="") as file:
     rows = csv.writer(file)
     rows.writerow(["label", "text"])
     rows.writerows([label_of[text], text] for text in chosen["val"])

@@ -21,10 +21,11 @@ import os
 import shutil
 from collections.abc import Iterator
 
+from configurator import configure
+
 import numpy as np
 from tqdm import tqdm
 
-from configurator import configure
 from core import UserError, texts
 from core.dataset import DTYPES, SPLITS, Writer, read_meta
 from core.tokenizer import GPT2Tokenizer

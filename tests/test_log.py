@@ -1,0 +1,101 @@
+"""What a run says: on the screen, to trackers, and before it starts where it cannot."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+from core import log
+from core.dataset import Writer
+from core.tokenizer import ByteTokenizer
+
+RUN = [*TINY, "--dataset=toy", "--eval_interval=15", "--max_iters=40", "--compile=False"]
+
+
+def test_wandb_is_imported_only_when_asked_for(script, toy, tmp_path):
+    (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError(name='wandb')")
+    command = [sys.executable, ROOT / "train.py", *RUN, "--max_iters=1"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert subprocess.run(command, cwd=tmp_path, env=env).returncode == 0
+    asked = subprocess.run([*command, "--wandb_log"], cwd=tmp_path, env=env, stderr=subprocess.PIPE)
+    assert asked.returncode == 2 and b"pip install wandb" in asked.stderr
+
+
+FAKE_WANDB = """
+import json, types
+def write(**record):
+    with open("wandb.jsonl", "a") as file:
+        file.write(json.dumps(record) + chr(10))
+def init(config, **settings):
+    write(**settings)
+    return types.SimpleNamespace(log=lambda record, step: write(at=step, **record))
+"""
+
+
+def test_a_resumed_run_continues_its_wandb_run(toy, tmp_path):
+    (tmp_path / "wandb.py").write_text(FAKE_WANDB)
+    for more in ("--max_iters=4", "--init_from=resume", "--init_from=scratch"):
+        command = [sys.executable, ROOT / "train.py", *RUN, "--wandb_log", "--out_dir=out/mine"]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        subprocess.run([*command, "--max_iters=6", more], cwd=tmp_path, env=env, check=True)
+    records = log.read(f"{tmp_path}/wandb.jsonl")
+    first, resumed, again = (record for record in records if "id" in record)
+    assert first == resumed and first["id"] != again["id"]
+    assert first["name"] == "mine" and first["resume"] == "allow"
+    assert sorted({record["at"] for record in records if "loss" in record}) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resumed_run_has_no_point_twice_in_tensorboard(script, toy, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = [*RUN, "--tensorboard_log", "--out_dir=run", "--eval_interval=5"]
+    script("train.py", *run, "--max_iters=10")
+    script("train.py", *run, "--max_iters=15", "--init_from=resume")
+    points = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [point.step for point in points.Scalars("loss")] == list(range(1, 16))
+    assert [point.step for point in points.Scalars("val_loss")] == [0, 5, 10, 15]
+
+
+def test_what_a_run_writes_to_is_checked_before_its_work(script, toy, tmp_path):
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=1")
+    (tmp_path / "file").touch()
+    for out_dir in ("", "file", "file/run", "r" * 300):
+        refused = script("train.py", *RUN, f"--out_dir={out_dir}", status=2)
+        assert "cannot be written" in refused.stderr and not refused.stdout
+    (tmp_path / "tensorboard.py").write_text("raise ModuleNotFoundError(name='tensorboard')")
+    command = [sys.executable, ROOT / "train.py", *RUN, "--out_dir=run", "--tensorboard_log"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 2 and "pip install tensorboard" in result.stderr
+    assert not result.stdout and not (tmp_path / "run-1").exists()
+
+
+def test_the_last_line_is_the_command_that_shows_what_was_learned(script, toy, tmp_path):
+    said = script("train.py", *RUN, "--out_dir=my run", "--max_iters=2").stdout
+    python, name, *options = shlex.split(said.splitlines()[-1])
+    assert (python, name) == ("python", str(ROOT / "sample.py"))
+    assert options == ["--out_dir=my run", "--start=the quick brown"]
+    script("sample.py", *options, "--num_samples=1", "--max_new_tokens=2")
+    with Writer(str(toy), ByteTokenizer(), {"name": "b"}, use="python show.py {out_dir}") as writer:
+        writer.append("train", range(100))
+        writer.append("val", range(100))
+    said = script("train.py", *RUN, "--out_dir=my run", "--max_iters=1").stdout
+    assert said.endswith("\npython show.py 'my run'\n")
+
+
+def test_the_screen_has_80_columns(script, toy, capsys):
+    said = script("train.py", *RUN, "--out_dir=run", "--max_iters=2", "--eval_only").stdout
+    said += script("train.py", *RUN, "--out_dir=run", "--max_iters=2").stdout
+    run_log = object.__new__(log.RunLog)  # of GPT-2 on eight fast GPUs
+    run_log.data = types.SimpleNamespace(T=1024, sequences_before=lambda step: step * 480)
+    run_log.step, run_log.max_iters, run_log.writes = 9990, 600000, False
+    run_log.time, run_log.peak_tokens_per_s = time.perf_counter() - 2.5, 8e6
+    run_log.training(10000, torch.tensor(3.2), 6e-4, torch.tensor(1.0))
+    assert max(map(len, (said + capsys.readouterr().out).splitlines())) <= 80
