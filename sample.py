@@ -44,7 +44,7 @@ tokenizer = checkpoint.load_tokenizer(loaded)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
 model = prepare_for_inference(model, dtype, device)
 if start.startswith("FILE:"):
-    with open(start[5:], encoding="utf-8") as file:
+    with open(start[5:], encoding="utf-8-sig") as file:
         start = file.read()
 ids = tokenizer.encode_prompt(start) or [tokenizer.start_token]
 known = f"{loaded['step']} steps, validation loss {loaded['best_val_loss']:.4f}"
