@@ -109,7 +109,7 @@ def parquet_texts(path: str, column: str, encoding: str | None) -> Iterator[str]
             for batch in file.iter_batches(batch_size=256, columns=[column]):
                 yield from (text or "" for text in batch.column(0).to_pylist())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged or no parquet file: {error}.") from None
+        raise UserError(f"{path} is damaged or no parquet file: {error}") from None
 
 
 def is_text(kind) -> bool:

@@ -80,8 +80,8 @@ def text_blocks(path: str, encoding: str | None) -> Iterator[str]:
         while block := file.read(PIECE):
             if "\0" in block:
                 looks = begins_badly(path, encoding) or BINARY
-                hint = "" if looks == BINARY else f", add --encoding={looks}"
-                raise UserError(f"{path} has zero bytes, as no text has: it looks {looks}{hint}.")
+                hint = "" if looks == BINARY else f": add --encoding={looks}"
+                raise UserError(f"{path} has zero bytes, as no text has; it is {looks}{hint}.")
             yield block
 
 
