@@ -37,11 +37,11 @@ folder = os.path.join("data", "shakespeare_char" if tokenizer == "char" else "sh
 path = input or os.path.join(folder, "input.txt")
 if not input and not os.path.exists(path):
     download(url, path, sha256, progress=tqdm)
-with open(path, encoding="utf-8") as file:
-    try:
+try:
+    with open(path, encoding="utf-8-sig") as file:  # a byte order mark is no text
         text = file.read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}).") from None
+except UnicodeDecodeError:
+    raise UserError(f"{path} is not UTF-8 text: give it to prepare_text.py instead.") from None
 if len(text) < 2:
     raise UserError(f"{path} is empty: nothing to train on.")
 

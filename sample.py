@@ -46,7 +46,7 @@ model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
 model = prepare_for_inference(model, dtype, device)
 if start.startswith("FILE:"):
     path = os.path.expanduser(start[5:])
-    with open(path, encoding="utf-8-sig", errors="replace") as file:  # sig: Notepad's first mark
+    with open(path, encoding="utf-8-sig", errors="replace") as file:  # sig: no byte order mark
         start = file.read()
 ids = tokenizer.encode_prompt(start) or [tokenizer.start_token]
 known = f"{loaded['step']} steps, validation loss {loaded['best_val_loss']:.4f}"

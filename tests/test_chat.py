@@ -1,5 +1,6 @@
 """Dialogues: what the targets are, what is remembered from turn to turn, what is never printed."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -86,13 +87,38 @@ def test_examples_keep_dialogues_apart_and_cut_long_ones_between_turns(script, t
 
 def test_replies_alone_are_targets_in_bpe_too(script, folio_data, tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folio_data("tiktoken-cache")))
-    write_dialogues(tmp_path / "d.txt", [["How are you?", "Fine, thanks.", "Good!", "Bye."]] * 9)
+    talk = ["How are you?", "Fine, thanks.", "Good!", "Bye."]
+    write_dialogues(tmp_path / "d.txt", [talk] * 8 + [["short"]])
     script("projects.chat.prepare", "--input=d.txt", "--tokenizer=gpt2", "--mask=replies")
     folder = tmp_path / "data" / "dialogue"
     coder = tokenizer_of(folder)
     assert isinstance(coder, GPT2Tokenizer) and coder.vocab_size == 50260
     ids, mask = read(folder, "train")
     assert coder.decode(ids[mask == 1][:9].tolist()) == "Fine, thanks.<sep>Bye.<eos>"
+
+
+def test_copies_of_a_dialogue_share_a_split(script, tmp_path):
+    write_dialogues(tmp_path / "d.txt", DIALOGUES * 3)
+    options = ["--input=d.txt", "--min_freq=1", "--val_fraction=0.3"]
+    said = script("projects.chat.prepare", *options).stdout
+    coder, found = tokenizer_of(tmp_path / "data" / "dialogue"), {}
+    for split in ("train", "val"):
+        text = coder.decode(read(tmp_path / "data" / "dialogue", split)[0].tolist())
+        found[split] = text.split("<eos>")[:-1]
+    assert not set(found["train"]) & set(found["val"])
+    assert len(found["train"]) + len(found["val"]) == 3 * len(DIALOGUES)
+    val_fraction = float(re.search(r"val.bin: .* tokens, (.*)% of the characters", said)[1])
+    assert 25 < val_fraction < 35
+
+
+def test_dialogues_in_another_encoding_are_read_and_a_mark_is_no_character(script, tmp_path):
+    text = "\n\n".join("\n".join(turns) for turns in DIALOGUES)
+    for encoding, option in (("gb18030", "gb18030"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-8")):
+        (tmp_path / "d.txt").write_bytes(text.encode(encoding))
+        options = ["--input=d.txt", "--min_freq=1", f"--encoding={option}"]
+        script("projects.chat.prepare", *options)
+        chars = tokenizer_of(tmp_path / "data" / "dialogue").chars
+        assert chars == sorted(set(text) - {"\n"})
 
 
 def test_rare_and_unknown_characters_become_unk(script, tmp_path):
@@ -113,7 +139,9 @@ def test_bad_dialogues_are_one_sentence(script, tmp_path):
         (tmp_path / "d.txt").write_text(content)
         assert sentence in error("--input=d.txt")
     (tmp_path / "d.txt").write_bytes("你好".encode("gb18030"))
-    assert "not UTF-8" in error("--input=d.txt")
+    assert "line 1, is not UTF-8" in error("--input=d.txt")
+    assert "--encoding=gb18030" in error("--input=d.txt")
+    assert "--val_fraction=0 leaves nothing" in error("--input=d.txt", "--val_fraction=0")
     assert "no.txt: No such file" in error("--input=no.txt")
 
 
@@ -138,7 +166,7 @@ def test_a_cache_kept_from_turn_to_turn_changes_no_token(fields):
 @pytest.fixture
 def talk(script, tmp_path):
     """A function that talks to a model that knows its answers by heart: lines -> the result."""
-    write_dialogues(tmp_path / "d.txt", DIALOGUES[3:] * 5)
+    write_dialogues(tmp_path / "d.txt", [*DIALOGUES[3:] * 5, ["甲" * 9, "乙" * 9]])  # it validates
     script("projects.chat.prepare", "--input=d.txt")
     options = ["--dataset=dialogue", "--out_dir=out/d", "--max_iters=150", "--optimizer=muon"]
     script("train.py", *TINY, "--batch_size=16", *options, "--compile=False", "--rotary")
@@ -163,7 +191,7 @@ def test_it_answers_forgets_and_obeys_commands(talk):
 
 
 def test_the_same_seed_gives_the_same_replies(talk):
-    hot = ["/temp 1.5", "问3", "问4", "问5"]
+    hot = ["/temp 2.5", "问3", "问4", "问5"]
     first = talk(*hot, top_k=0, top_p=1).stdout
     assert first == talk(*hot, top_k=0, top_p=1).stdout
     assert first != talk(*hot, top_k=0, top_p=1, seed=2).stdout

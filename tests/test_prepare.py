@@ -126,6 +126,25 @@ def test_train_prepares_what_is_missing(script, tmp_path):
     assert result.returncode == 2 and "nowhere.txt" in result.stderr
 
 
+def test_a_byte_order_mark_is_no_character_of_the_text(script, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8-sig")
+    script("prepare_shakespeare.py", "--input=my.txt")
+    assert read_back(tmp_path / "data" / "shakespeare_char") == TEXT
+
+
+def test_the_name_of_the_end_token_in_a_text_is_text(script, folio_data, tmp_path):
+    text, cache = "first story<|endoftext|>second story " * 40, str(folio_data("tiktoken-cache"))
+    (tmp_path / "my.txt").write_text(text)
+    script("prepare_shakespeare.py", "--input=my.txt")
+    assert read_back(tmp_path / "data" / "shakespeare_char") == text
+    options = ("--tokenizer=gpt2", "--input=my.txt")
+    script("prepare_shakespeare.py", *options, TIKTOKEN_CACHE_DIR=cache)
+    script("prepare_text.py", *options, "--name=shakespeare_too", TIKTOKEN_CACHE_DIR=cache)
+    for name in ("shakespeare", "shakespeare_too"):
+        ids = np.fromfile(tmp_path / "data" / name / "train.bin", np.uint16)
+        assert len(ids) > 100 and 50256 not in ids
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"), [(b"", "is empty"), (b"\xff\xfe\x00", "not UTF-8")]
 )

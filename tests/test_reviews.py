@@ -97,6 +97,16 @@ def test_bad_csv_files_are_one_sentence(script, tmp_path):
         assert sentence in script("projects.reviews.prepare", *options, status=2).stderr
 
 
+def test_reviews_in_another_encoding_are_read(script, tmp_path):
+    rows = "".join(f"{'好坏'[i % 2]},文字{i}\n" for i in range(20))
+    (tmp_path / "r.csv").write_bytes(("label,text\n" + rows).encode("gb18030"))
+    options = ["--input=r.csv", "--encoding=gb18030"]
+    said = script("projects.reviews.prepare", *options).stdout
+    assert "labels 坏, 好" in said and "4 texts" in said
+    texts = {row["text"] for row in read_csv(tmp_path / "data" / "reviews" / "val.csv")}
+    assert len(texts) == 4 and texts < {f"文字{i}" for i in range(20)}
+
+
 RUN = [
     *TINY,
     "--batch_size=16",
@@ -262,9 +272,14 @@ def test_the_configs_follow_each_other(script, tmp_path):
     write_reviews(tmp_path / "r.csv")
     script("projects.reviews.prepare", "--input=r.csv")
     texts = "data/reviews/train.txt"
-    script("projects.chat.prepare", f"--input=d.txt,{texts}", "--name=dialogue_reviews")
+    script(
+        "projects.chat.prepare",
+        f"--input=d.txt,{texts}",
+        "--name=dialogue_reviews",
+        "--val_fraction=0.1",
+    )
     train("chat/tiny.py", "--dataset=dialogue_reviews", "--out_dir=out/dialogue_reviews")
-    script("projects.chat.prepare", f"--input={texts}", "--name=reviews_text")
+    script("projects.chat.prepare", f"--input={texts}", "--name=reviews_text", "--val_fraction=0.1")
     train("reviews/text.py")
     labels = ["--input=r.csv", "--vocab_from=out/reviews_text"]
     script("projects.reviews.prepare", *labels)

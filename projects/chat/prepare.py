@@ -28,25 +28,28 @@ from configurator import configure
 
 from tqdm import tqdm
 
-from core import UserError, texts
+from core import UserError
 from core.dataset import Writer
 from core.download import download
+from core.splits import Splits
+from core.textfile import reading
 from core.tokenizer import PAD, UNK, CharTokenizer, GPT2Tokenizer
 from projects.chat.tokens import EOS, SEP
 
 # ---- settings ------------------------------------------------------------------------------------
-input = ""  # a UTF-8 text file, or several separated by commas; by default the download
+input = ""  # a text file, or several separated by commas; by default the download
 url = (  # where the text is downloaded from
     "https://drive.usercontent.google.com/download?export=download&confirm=t"
     "&id=1nEuew_KNpTMbyy7BO4c8bXMXN351RCPp"
 )
+encoding = "utf-8"  # of files without a byte order mark, such as gb18030
 name = "dialogue"  # the folder under data/ to write
 tokenizer: Literal["char", "gpt2"] = "char"  # a token is a character, or one of GPT-2's BPE
 min_freq = 2  # a character that is rarer becomes <unk>
 layout: Literal["stream", "rows"] = "stream"  # one stream, or examples of one dialogue each
 row_length = 257  # tokens of such an example, one more than the context of the model
 mask: Literal["all", "replies"] = "all"  # the targets: all turns, or every second one
-val_fraction = 0.02  # of the dialogues
+val_fraction = 0.02  # of the characters; equal dialogues are in the same split
 seed = 1337  # of the choice of dialogues
 globals().update(configure(__file__))
 
@@ -61,7 +64,7 @@ def dialogues() -> Iterator[list[str]]:
     """The turns of each dialogue, none of them empty."""
     for path in paths:
         turns: list[str] = []
-        with texts.reading(path) as file:
+        with reading(path, encoding) as file:
             for line in file:
                 if line.strip():
                     turns.append(line.strip())
@@ -72,15 +75,17 @@ def dialogues() -> Iterator[list[str]]:
             yield turns
 
 
-count, frequencies = 0, Counter()
+splits, frequencies = Splits(val_fraction, seed, may_cut=False), Counter()
 for turns in dialogues():
-    count += 1
+    splits.add(turns)
     if tokenizer == "char":
         frequencies.update("".join(turns))
-    if count == 1 and turns[0].lower().startswith("<!doctype"):
+    if len(splits.lengths) == 1 and turns[0].lower().startswith("<!doctype"):
         raise UserError(f"{paths[0]} is a web page, not dialogues: download it by hand.")
+count = len(splits.lengths)
 if count < 2:
     raise UserError(f"{input or url} holds {count} dialogues: one to train on and one to validate.")
+train_lengths = splits.choose()
 if tokenizer == "char":
     frequent = sorted(char for char, times in frequencies.items() if times >= min_freq)
     coder = CharTokenizer(frequent, (PAD, SEP, EOS, UNK))
@@ -123,8 +128,9 @@ source = {"name": ", ".join(map(os.path.basename, paths)), "dialogues": count}
 example_length = row_length if layout == "rows" else None
 use = "python -m projects.chat.talk --out_dir={out_dir}"
 with Writer(folder, coder, source, example_length, use=use) as writer:
-    for number, turns in enumerate(tqdm(dialogues(), total=count, unit=" dialogues")):
-        split = texts.split_of(number, val_fraction, seed)
+    bar = tqdm(dialogues(), total=count, unit=" dialogues")
+    for turns, train_length in zip(bar, train_lengths, strict=True):
+        split = "train" if train_length else "val"
         ids, masks = encode(turns)
         if layout == "rows":
             for example, marks in examples(ids, masks):
@@ -134,5 +140,6 @@ with Writer(folder, coder, source, example_length, use=use) as writer:
         num_bytes = len("".join(turns).encode()) if mask == "all" else 0
         writer.append(split, list(chain(*ids)), list(chain(*masks)), num_bytes)
 for split, tokens in writer.counts.items():
-    print(f"{os.path.join(folder, split)}.bin: {tokens:,} tokens")
+    path, fraction = os.path.join(folder, split), splits.fractions[split]
+    print(f"{path}.bin: {tokens:,} tokens, {fraction:.1%} of the characters")
 print(f"{coder.vocab_size:,} tokens in the vocabulary; {count:,} dialogues")

@@ -32,7 +32,8 @@ from projects.reviews.labels import label_token, labelled_rows, plain, questions
 # ---- settings ------------------------------------------------------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
 text = ""  # one text to label
-input = ""  # a UTF-8 CSV file of texts, with or without their labels
+input = ""  # a CSV file of texts, with or without their labels
+encoding = "utf-8"  # of a file without a byte order mark, such as gb18030
 label_column = "label"  # its column of labels
 column = ""  # its column of texts, by default the first other one
 predictions = ""  # a CSV file to write, with each text's label and its probability
@@ -57,7 +58,7 @@ if not task or task["kind"] != "labels":
 tokenizer, labels = checkpoint.load_tokenizer(loaded), task["labels"]
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"]).to(device).eval()
 
-rows = labelled_rows(input, column, label_column) if input else [(plain(text), None)]
+rows = labelled_rows(input, column, label_column, encoding) if input else [(plain(text), None)]
 reviews = [review for review, _ in rows]
 truth = [label for _, label in rows if label is not None]  # of all texts, or of none
 if unknown := sorted(set(truth) - set(labels)):

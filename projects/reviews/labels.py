@@ -6,7 +6,8 @@ good, labelled 1  ->  good<extract><label 1>
 import csv
 import unicodedata
 
-from core import UserError, texts
+from core import UserError
+from core.textfile import reading
 from core.tokenizer import PAD, Tokenizer
 
 EXTRACT = "<extract>"  # follows a text; the label's token follows it
@@ -22,14 +23,16 @@ def plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def labelled_rows(path: str, column: str, label_column: str) -> list[tuple[str, str | None]]:
+def labelled_rows(
+    path: str, column: str, label_column: str, encoding: str
+) -> list[tuple[str, str | None]]:
     """Each row of a CSV file as its text, made plain, and its label.
 
     column: of the texts; "" = the first that is not label_column. Labels are None if there is no
     label_column. UserError if there is no column of texts.
     """
     csv.field_size_limit(2**31 - 1)  # the largest that Windows accepts
-    with texts.reading(path, newline="") as file:  # csv tells line breaks in quotes from others
+    with reading(path, encoding, newline="") as file:  # csv tells line breaks in quotes from others
         rows = csv.DictReader(file)
         names = list(rows.fieldnames or ())
         column = column or next((name for name in names if name != label_column), "text")

@@ -24,21 +24,23 @@ from collections import Counter
 
 from configurator import configure
 
-from core import UserError, checkpoint, texts
+from core import UserError, checkpoint
 from core.dataset import Writer
+from core.splits import Splits
 from core.tokenizer import PAD, UNK, CharTokenizer, Tokenizer, from_dict
 from projects.reviews.labels import EXTRACT, label_token, labelled_rows, questions
 
 # ---- settings ------------------------------------------------------------------------------------
-input = ""  # a UTF-8 CSV file with a line of column names
+input = ""  # a CSV file with a line of column names
 label_column = "label"  # its column of labels, any text
+encoding = "utf-8"  # of a file without a byte order mark, such as gb18030
 column = ""  # its column of texts, by default the first other one
 name = "reviews"  # the folder under data/ to write
 vocab_from = ""  # a run whose vocabulary to take and extend; by default the training texts'
 min_freq = 2  # a character that is rarer becomes <unk>
 length = 256  # tokens that the model reads: longer texts become several examples
 masked = True  # ask for the label after the last character; False: after the padding
-val_fraction = 0.2  # of the texts
+val_fraction = 0.2  # of the characters
 seed = 1337  # of the choice of texts
 globals().update(configure(__file__))
 
@@ -48,9 +50,9 @@ if length < 2:
     raise UserError(f"--length={length} leaves no room for text: at least 2 tokens are read.")
 
 # ---- the texts -----------------------------------------------------------------------------------
-label_of: dict[str, str] = {}
+splits, label_of = Splits(val_fraction, seed, may_cut=False), {}
 empty = repeated = 0
-for text, label in labelled_rows(input, column, label_column):
+for text, label in labelled_rows(input, column, label_column, encoding):
     if label is None:
         raise UserError(f"--input={input} has no column {label_column}: --label_column names it.")
     if not text or not label:
@@ -61,8 +63,11 @@ for text, label in labelled_rows(input, column, label_column):
         label_of[text] = label
 
 chosen: dict[str, list[str]] = {"train": [], "val": []}
-for number, text in enumerate(label_of):
-    chosen[texts.split_of(number, val_fraction, seed)].append(text)
+for text in label_of:
+    splits.add([text])
+if len(label_of) > 1:
+    for text, train_length in zip(label_of, splits.choose(), strict=True):
+        chosen["train" if train_length else "val"].append(text)
 labels = sorted({label_of[text] for text in chosen["train"]})
 if len(labels) < 2:
     raise UserError(f"--input={input} has {len(labels)} labels to train on: at least 2 are needed.")

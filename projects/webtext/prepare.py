@@ -26,7 +26,7 @@ from configurator import configure
 import numpy as np
 from tqdm import tqdm
 
-from core import UserError, texts
+from core import UserError, splits, texts
 from core.dataset import DTYPES, SPLITS, Writer, read_meta
 from core.tokenizer import GPT2Tokenizer
 
@@ -42,6 +42,7 @@ globals().update(configure(__file__))
 
 from huggingface_hub import HfApi, errors, hf_hub_download  # now a missing package is a sentence
 
+splits.check_fraction(val_fraction)
 folder, tokenizer = os.path.join("data", name), GPT2Tokenizer()
 unfinished = os.path.join(folder, "shards")  # the downloads, and a dataset of each finished shard
 
@@ -78,10 +79,11 @@ def download(path: str) -> str:
 
 
 # ---- the tokens ----------------------------------------------------------------------------------
-def pieces(shard: int, path: str) -> Iterator[texts.Piece]:
-    for number, document in enumerate(texts.documents([path], column)):
-        unique = (shard << 32) + number  # depends on no other shard
-        yield from texts.with_end(document, texts.split_of(unique, val_fraction, seed))
+def pieces(path: str) -> Iterator[texts.Piece]:
+    for document in map(tuple, texts.documents([path], column)):
+        # not by its number: equal documents share a split, in whichever shards they are
+        train_length = 0 if splits.validates(document, val_fraction, seed) else sys.maxsize
+        yield from texts.split_pieces(document, train_length, with_end=True)
 
 
 def tokenize(shard: int, path: str, target: str) -> None:
@@ -89,7 +91,7 @@ def tokenize(shard: int, path: str, target: str) -> None:
     shutil.rmtree(target, ignore_errors=True)  # of other settings
     bar = tqdm(desc=f"shard {shard + 1}/{len(paths)}", unit="B", unit_scale=True)
     with bar, Writer(f"{target}.tmp", tokenizer, source) as writer:
-        for ids, sizes in texts.encoded(pieces(shard, path), tokenizer):
+        for ids, sizes in texts.encoded(pieces(path), tokenizer):
             for split in ids:
                 writer.append(split, ids[split], num_bytes=sizes[split])
             bar.update(sum(sizes.values()))
@@ -132,6 +134,11 @@ for shard, path in zip(missing, downloaded, strict=True):
 with Writer(folder, tokenizer, source) as writer:
     for target in targets:
         append_shard(writer, target)
+    if not all(writer.counts.values()):
+        raise UserError(
+            f"--val_fraction={val_fraction} leaves a split empty, so few are the documents: "
+            "give one nearer to 0.5."
+        )
 shutil.rmtree(unfinished)
 for split, tokens in writer.counts.items():
     print(f"{os.path.join(folder, split)}.bin: {tokens:,} tokens")
