@@ -26,6 +26,8 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 ALIASES = {"lr": "learning_rate", "wd": "weight_decay", "epochs": "max_iters", "steps": "max_iters"}
 ALIASES |= {"layers": "n_layer", "heads": "n_head", "dim": "n_embd", "context": "block_size"}
 ALIASES |= {"bs": "batch_size", "prompt": "start", "tokens": "max_new_tokens"}
+# the second, in a config file, is about its own value of the first, not about one given later
+BELONGS = {"dataset": "prepare"}
 
 
 def configure(script: str, *also: str | type, words: list | None = None, argv=None) -> dict:
@@ -42,7 +44,7 @@ def configure(script: str, *also: str | type, words: list | None = None, argv=No
             settings.setdefault(name, setting)
     values = {name: setting.default for name, setting in settings.items()}
     arguments = sys.argv[1:] if argv is None else list(argv)
-    asked_for_help = False
+    asked_for_help, given = False, set()
     while arguments:
         argument = arguments.pop(0)
         if argument in ("--help", "-h"):
@@ -50,10 +52,14 @@ def configure(script: str, *also: str | type, words: list | None = None, argv=No
         elif argument.startswith("--"):
             name, value = read_option(argument, arguments, settings)
             values[name] = value
+            given.add(name)
         elif words is not None and not argument.endswith(".py"):
             words.append(argument)
         else:
             values |= read_config_file(argument, settings, values)
+    for owner, owned in BELONGS.items():
+        if owner in given and owned in values and owned not in given:
+            values[owned] = settings[owned].default
     if asked_for_help:
         print_help(script, settings, values)
         raise SystemExit(0)

@@ -152,9 +152,10 @@ def ensure_prepared(folder: str, command: str) -> Tokenizer:
         raise UserError(f"--prepare={command!r} did not make {folder}/train.bin.")
     if not os.path.exists(os.path.join(folder, "train.bin")):
         raise UserError(
-            f"there is no {folder}/train.bin: run a prepare script, such as prepare_text.py, and "
-            "add --dataset=NAME with the folder it makes, or put the .bin files of nanoGPT's "
-            f"data/{os.path.basename(folder)}/prepare.py there."
+            f"there is no {folder}/train.bin. Start with python train.py "
+            "config/shakespeare_char.py, whose data is made; prepare your own text by python "
+            "prepare_text.py --input=FILE; or prepare OpenWebText by python -m "
+            "projects.webtext.prepare (18 GB, hours), with --shards=1 a small part of it."
         )
     return from_dict(read_meta(folder)["tokenizer"])
 

@@ -103,9 +103,21 @@ def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> d
         modules = sorted({name.split(".")[-2] for name in names[kind]})
         print0(f"{kind:<8} {len(names[kind])} tensors: {', '.join(modules)}")
     print0(f"batch    {batch * data.T:,} tokens per step: {batch} sequences of {data.T} tokens")
+    for doubt in doubts(settings):
+        print0(f"warning  {doubt}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     facts = {"config": settings, "versions": versions, "device": device, "world_size": WORLD_SIZE}
     return facts | {"parameters": parameters, "optimizers": names, "source": data.meta["source"]}
+
+
+def doubts(s: dict) -> Iterator[str]:
+    """What is accepted, but hardly meant."""
+    if s["decay_lr"] and s["lr_schedule"] != "constant" and s["min_lr"] > s["learning_rate"]:
+        min_lr, rate = s["min_lr"], s["learning_rate"]
+        yield f"min_lr={min_lr:g} is above learning_rate={rate:g}: the learning rate rises"
+    if s["decay_lr"] and not s["warmup_tokens"] and 0 < s["max_iters"] <= s["warmup_iters"]:
+        steps, warmup = s["max_iters"], s["warmup_iters"]
+        yield f"max_iters={steps} ends within warmup_iters={warmup}: the rate stays below its peak"
 
 
 def trackers(

@@ -188,8 +188,24 @@ def test_nanogpts_settings_and_config_files_are_accepted(tmp_path, script):
     assert "data/nowhere/train.bin" in result.stderr  # all settings passed; only data is missing
 
 
-def test_bare_train_says_which_data_is_missing(script):
-    assert "data/openwebtext/train.bin" in script("train.py", status=2).stderr
+def test_bare_train_says_which_data_is_missing_and_three_ways_on(script):
+    said = script("train.py", status=2).stderr
+    assert "data/openwebtext/train.bin" in said and len(said.splitlines()) == 1
+    for way in ("config/shakespeare_char.py", "projects.webtext.prepare", "--shards=1"):
+        assert way in said
+
+
+def test_a_configs_prepare_is_for_its_own_dataset(script):
+    config, train = "config/shakespeare_char.py", str(ROOT / "train.py")
+    prepare = "prepare_shakespeare.py"
+    assert configure(train, GPTConfig, argv=[config])["prepare"] == prepare
+    assert configure(train, GPTConfig, argv=[config, "--dataset=mine"])["prepare"] == ""
+    own = configure(
+        train, GPTConfig, argv=["--prepare=a.py", config, "--dataset=mine", "--prepare=b.py"]
+    )
+    assert own["prepare"] == "b.py"
+    said = script("train.py", config, "--dataset=mine", status=2).stderr
+    assert "there is no data/mine/train.bin" in said and "download" not in said
 
 
 def test_every_shipped_config_is_accepted_and_opens_with_its_command():

@@ -1,6 +1,7 @@
 """What a run says: on the screen, to trackers, and before it starts where it cannot."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -99,3 +100,17 @@ def test_the_screen_has_80_columns(script, toy, capsys):
     run_log.time, run_log.peak_tokens_per_s = time.perf_counter() - 2.5, 8e6
     run_log.training(10000, torch.tensor(3.2), 6e-4, torch.tensor(1.0))
     assert max(map(len, (said + capsys.readouterr().out).splitlines())) <= 80
+
+
+def test_settings_that_are_hardly_meant_are_warned_of(script, toy, tmp_path):
+    def warnings(*options) -> list[str]:
+        said = script("train.py", *RUN, "--max_iters=3", *options).stdout
+        unwrapped = said.replace("\n" + 9 * " ", " ")
+        return re.findall("^warning  (.*)$", unwrapped, re.MULTILINE)
+
+    assert warnings() == []
+    (rising,) = warnings("--min_lr=0.1")
+    assert rising.startswith("min_lr=0.1 is above learning_rate=0.01: the learning rate rises")
+    (short,) = warnings("--warmup_iters=3")
+    assert short.startswith("max_iters=3 ends within warmup_iters=3")
+    assert warnings("--min_lr=0.1", "--warmup_iters=3", "--decay_lr=False") == []
