@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -49,13 +50,6 @@ def rewind(path: str, step: int) -> None:
             if at < step or (at == step and "loss" in record):
                 file.write(json.dumps(record) + "\n")
     os.replace(f"{path}.tmp", path)
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit that leaves two digits or more."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 def check_finite(what: str, *values: float) -> None:
@@ -120,13 +114,8 @@ def doubts(s: dict) -> Iterator[str]:
         yield f"max_iters={steps} ends within warmup_iters={warmup}: the rate stays below its peak"
 
 
-def trackers(
-    settings: dict, run_id: str, start_step: int, kept: list[dict]
-) -> list[Callable[[dict], None]]:
-    """Functions that pass each record on, as wandb_log and tensorboard_log ask for.
-
-    kept: the records of the log that a resumed run does not write again.
-    """
+def trackers(settings: dict, run_id: str, start_step: int) -> list[Callable[[dict], None]]:
+    """Functions that pass each record on, as wandb_log and tensorboard_log ask for."""
     wanted: list[Callable[[dict], None]] = []
     if settings["wandb_log"]:
         import wandb
@@ -141,7 +130,7 @@ def trackers(
     if settings["tensorboard_log"]:
         from torch.utils.tensorboard import SummaryWriter
 
-        # a reader drops this step's points and later ones: those come again, or are in the log
+        # a reader drops the points of this step and later ones, of which most come again
         writer = SummaryWriter(settings["out_dir"], purge_step=start_step)
 
         def add_scalars(record: dict) -> None:
@@ -150,9 +139,6 @@ def trackers(
                     writer.add_scalar(name, value, record["step"])
             writer.flush()  # what is written outlives a crash
 
-        for record in kept:
-            if record.get("step") == start_step:
-                add_scalars(record)
         wanted.append(add_scalars)
     return wanted
 
@@ -173,10 +159,10 @@ class RunLog:
             rewind(self.path, start_step)
         elif backup := checkpoint.backup_previous_run(self.out_dir):
             print0(f"run      the earlier run in {self.out_dir} is now {backup}")
-        kept = read(self.path)
-        run_id = next((r["run_id"] for r in kept if "run_id" in r), uuid.uuid4().hex)
+        run_ids = (r["run_id"] for r in read(self.path) if "run_id" in r)
+        run_id = next(run_ids, uuid.uuid4().hex)
         append(self.path, {**facts, "start_step": start_step, "run_id": run_id})
-        self.trackers = trackers(settings, run_id, start_step, kept)
+        self.trackers = trackers(settings, run_id, start_step)
 
     def write(self, record: dict) -> None:
         if self.writes:
@@ -206,7 +192,7 @@ class RunLog:
         mfu = speed / self.peak_tokens_per_s if self.peak_tokens_per_s else None
         self.step, self.time = step, now
         time_per_step = f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
-        left = duration(ms / 1e3 * (self.max_iters - step))
+        left = timedelta(seconds=round(ms / 1e3 * (self.max_iters - step)))
         print0(
             f"step {step}/{self.max_iters}  loss {mean_loss:.4f}  {time_per_step}  "
             f"{speed:,.0f} tokens/s  {f'mfu {mfu:.0%}  ' if mfu else ''}{left} left"
