@@ -2,7 +2,8 @@
 
     python prepare_text.py --input=my.txt --tokenizer=char
     python prepare_text.py --input=src/ --name=code
-    python prepare_text.py --input="corpus/*.jsonl.gz" --name=corpus --column=text
+    python prepare_text.py --input="corpus/*.jsonl.gz" \\
+        --name=corpus --column=text
 
 A file is one document, as is each row of a table: of a .json file, if it is a list. Several
 documents are separated by the end-of-text token. Each is in one split, whole, except that a long

@@ -58,7 +58,7 @@ def load(source: str) -> dict:
 def load_file(path: str) -> dict:
     """Our own checkpoint or nanoGPT's, in our form."""
     if not os.path.exists(path):
-        raise UserError(f"there is no checkpoint {path}: train one, or name another by --out_dir.")
+        raise UserError(f"there is no checkpoint {path}: train one, or name another run's folder.")
     mmap = os.name != "nt"  # Windows would not let a run replace a file that is mapped
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -83,7 +83,7 @@ def resolve_checkpoint(source: str) -> str:
     if not source:
         runs = glob(os.path.join("out", "**", LATEST), recursive=True)
         if not runs:
-            raise UserError("no checkpoint under out/: train one, or name its folder by --out_dir.")
+            raise UserError("no checkpoint under out/: train one, or name the folder of a run.")
         source = os.path.dirname(max(runs, key=os.path.getmtime))
     if source in gpt2.RELEASED and not os.path.exists(source):
         return gpt2.download_pretrained(source)

@@ -1,9 +1,11 @@
 """Measure train.py, by running it for a few steps, and generation, for any config.
 
     python -m tools.bench config/shakespeare_char.py
-    python -m tools.bench config/gpt2.py --batch_size=4 --gradient_accumulation_steps=1
+    python -m tools.bench config/gpt2.py \\
+        --batch_size=4 --gradient_accumulation_steps=1
     python -m tools.bench config/gpt2.py --processes=8 --new_tokens=0
-    python -m tools.bench config/shakespeare_char.py --profile=trace.json --json_file=bench.jsonl
+    python -m tools.bench config/shakespeare_char.py \\
+        --profile=trace.json --json_file=bench.jsonl
 
 It takes all settings of train.py. A dataset that is not there is replaced by random tokens.
 Generation is that of sample.py, with random weights unless --init_from names a checkpoint.

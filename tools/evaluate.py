@@ -1,8 +1,10 @@
 """Score a model on LAMBADA (the last word of a passage) or HellaSwag (which of four endings).
 
     python -m tools.evaluate --init_from=gpt2 --task=hellaswag
-    python -m tools.evaluate --init_from=gpt2 --task=hellaswag --protocol=lm-eval
-    python -m tools.evaluate --out_dir=out/gpt2 --task=lambada --input=lambada_test.jsonl
+    python -m tools.evaluate --init_from=gpt2 --task=hellaswag \\
+        --protocol=lm-eval
+    python -m tools.evaluate --out_dir=out/gpt2 --task=lambada \\
+        --input=lambada_test.jsonl
 
 https://arxiv.org/abs/1606.06031 and https://arxiv.org/abs/1905.07830. HellaSwag's figures compare
 only within a protocol: llm.c's takes its texts as they are and the mean per token; lm-eval's puts

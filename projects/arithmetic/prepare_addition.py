@@ -5,7 +5,8 @@
 85 + 50 = 135 becomes 8550531: both numbers, then the sum reversed, since carries go from right to
 left. A trained model adds by
 
-    python sample.py --out_dir=out/addition --start=8550 --max_new_tokens=3 --temperature=0
+    python sample.py --out_dir=out/addition --start=8550 \\
+        --max_new_tokens=3 --temperature=0
 """
 
 import sys

@@ -4,7 +4,8 @@
 
 201102 becomes 201102001122. A trained model sorts by
 
-    python sample.py --out_dir=out/sorting --start=201102 --max_new_tokens=6 --temperature=0
+    python sample.py --out_dir=out/sorting --start=201102 \\
+        --max_new_tokens=6 --temperature=0
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Write data/dialogue/ from dialogues: one turn per line, a blank line between dialogues.
 
     python -m projects.chat.prepare --input=train.txt
-    python -m projects.chat.prepare --input=train.txt --tokenizer=gpt2 --mask=replies
+    python -m projects.chat.prepare --input=train.txt \\
+        --tokenizer=gpt2 --mask=replies
 
     hi          becomes   hi<sep>hello<sep>how are you<eos>
     hello

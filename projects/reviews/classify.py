@@ -1,6 +1,7 @@
 """Label texts with a model that was trained on labelled ones.
 
-    python -m projects.reviews.classify --out_dir=out/reviews --text="a lovely place"
+    python -m projects.reviews.classify --out_dir=out/reviews \\
+        --text="a lovely place"
     python -m projects.reviews.classify --input=data/reviews/val.csv
     python -m projects.reviews.classify --input=new.csv --predictions=out.csv
 

@@ -1,7 +1,8 @@
 """Write data/reviews/ from a CSV of labelled texts: examples in which only the label is a target.
 
     python -m projects.reviews.prepare --input=reviews.csv
-    python -m projects.reviews.prepare --input=reviews.csv --vocab_from=out/dialogue_tiny
+    python -m projects.reviews.prepare --input=reviews.csv \\
+        --vocab_from=out/dialogue_tiny
 
     label,text      becomes   good<extract><label 1><pad><pad> ...
     1,good
