@@ -198,10 +198,10 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
                 is_best = figures["val_loss"] < best_val_loss
                 best_val_loss = min(figures["val_loss"], best_val_loss)
                 is_due = step > start_step and (is_best or always_save_checkpoint)
+                if run_log.writes and is_best:  # first: a kill before the next line repeats both
+                    save(best, step)
                 if run_log.writes and (is_due or is_last):
                     save(latest, step)
-                if run_log.writes and is_due and is_best:
-                    save(best, step)
     if is_last or any_rank(bool(caught)):
         break
 
@@ -238,7 +238,9 @@ elif any_rank(bool(caught)):
         norm = 0.0 if scaler.is_enabled() else grad_norm.item()  # fp16 overflows now and then
         check_finite("the last loss or gradient", total_loss.item(), norm)
         save(latest, step)
-    print0(f"stopped after {step} steps; the same command with --init_from=resume continues")
+    saved = os.path.exists(latest)
+    what = "the same command with --init_from=resume continues" if saved else "nothing is saved yet"
+    print0(f"stopped after {step} steps; {what}")
 elif run_log.writes:
     print(f"done; to see what it has learned:\n{run_log.next_command(tokenizer)}")
 distributed.leave(status=128 + caught[0] if caught else 0)

@@ -10,8 +10,9 @@ nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same 
 
 import itertools
 import os
+import shutil
 from dataclasses import asdict
-from glob import glob
+from glob import escape, glob
 
 import torch
 
@@ -206,10 +207,17 @@ def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradSca
 
 
 def backup_previous_run(folder: str) -> str | None:
-    """Rename the folder of an earlier run to FOLDER-1, -2, ...; its new name, None if none was."""
-    if not any(os.path.exists(os.path.join(folder, name)) for name in (LATEST, BEST, "log.jsonl")):
+    """Move an earlier run's own files to FOLDER-1, -2, ...; that folder, None if there was no run.
+
+    Other files, and the folders of other runs, stay where they are.
+    """
+    owned = (LATEST, BEST, "log.jsonl", "events.out.tfevents.*")
+    found = [path for name in owned for path in glob(os.path.join(escape(folder), name))]
+    if not found:
         return None
-    backups = (f"{folder}-{n}" for n in itertools.count(1))
-    backup = next(name for name in backups if not os.path.exists(name))
-    os.rename(folder, backup)
-    return backup
+    backups = (f"{os.path.abspath(folder)}-{n}" for n in itertools.count(1))
+    backup = next(name for name in backups if not os.path.lexists(name))
+    os.mkdir(backup)
+    for path in found:
+        shutil.move(path, backup)
+    return os.path.relpath(backup)

@@ -75,14 +75,22 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def catch_signals() -> list[int]:
-    """A list that will hold SIGINT or SIGTERM once it came; the same signal again ends at once."""
+    """A list that will hold the number of a signal that came, of those that ask to stop.
+
+    SIGINT and SIGTERM, and unless they are ignored SIGHUP, of a terminal that closes, and SIGUSR1,
+    of a cluster whose time ends. The same signal again ends the process at once.
+    """
     caught: list[int] = []
 
     def note(number, frame):
         caught.append(number)
         signal.signal(number, previous[number])
+        if RANK == 0:  # not by print(), which this may have interrupted
+            os.write(1, b"stopping after this step; the same signal again stops at once\n")
 
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    others = [s for s in others if signal.getsignal(s) != signal.SIG_IGN]
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, *others)}
     return caught
 
 

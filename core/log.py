@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import numpy as np
@@ -35,11 +35,14 @@ def append(path: str, record: dict) -> None:
 
 
 def read(path: str) -> list[dict]:
-    """Every whole line; a crash may have cut off the last one."""
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    """Every record; lines that are none, such as a crash may leave, are left out."""
+    records = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with suppress(ValueError):
+                    records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
 def rewind(path: str, step: int) -> None:
@@ -197,7 +200,9 @@ class RunLog:
             f"step {step}/{self.max_iters}  loss {mean_loss:.4f}  {time_per_step}  "
             f"{speed:,.0f} tokens/s  {f'mfu {mfu:.0%}  ' if mfu else ''}{left} left"
         )
-        record = {"step": step, "loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
+        norm = grad_norm.item()  # in fp16 it overflows now and then, and JSON has no infinity
+        norm = norm if math.isfinite(norm) else None
+        record = {"step": step, "loss": mean_loss, "lr": lr, "grad_norm": norm}
         self.write({**record, "ms": ms, "tokens_per_s": speed, "mfu": mfu, "tokens": tokens})
 
     def next_command(self, tokenizer) -> str:

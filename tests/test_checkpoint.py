@@ -162,14 +162,24 @@ def test_nanogpts_rounded_vocabulary_is_gpt2s(tmp_path):
     GPT.from_state_dict(loaded["model_args"], loaded["model"])
 
 
-def test_an_earlier_run_is_kept_never_overwritten(tmp_path):
-    run = tmp_path / "run"
-    assert checkpoint.backup_previous_run(str(run)) is None
+@pytest.mark.parametrize("name", ["out", "out/", "./out", "."])
+def test_an_earlier_run_is_kept_and_nothing_else_moves(tmp_path, monkeypatch, name):
+    folder = tmp_path / "here" / "out" if "out" in name else tmp_path / "here"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert checkpoint.backup_previous_run(name) is None
+    (folder / "other_run").mkdir()
+    (folder / "other_run" / "ckpt.pt").write_text("of another run")
+    (folder / "notes.txt").write_text("mine")
     for n in (1, 2):
-        run.mkdir()
-        (run / "log.jsonl").write_text(str(n))
-        assert checkpoint.backup_previous_run(str(run)) == f"{run}-{n}"
-    assert [(tmp_path / f"run-{n}" / "log.jsonl").read_text() for n in (1, 2)] == ["1", "2"]
+        (folder / "ckpt.pt").write_text("old")
+        (folder / "log.jsonl").write_text(str(n))
+        backup = checkpoint.backup_previous_run(name)
+        assert os.path.samefile(backup, f"{folder}-{n}")
+        assert sorted(os.listdir(backup)) == ["ckpt.pt", "log.jsonl"]
+    assert [open(f"{folder}-{n}/log.jsonl").read() for n in (1, 2)] == ["1", "2"]
+    assert {"other_run", "notes.txt"} <= set(os.listdir(folder))
+    assert not {"ckpt.pt", "log.jsonl"} & set(os.listdir(folder))
 
 
 def test_the_newest_run_is_found(tmp_path, monkeypatch):

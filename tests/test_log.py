@@ -1,5 +1,6 @@
 """What a run says: on the screen, to trackers, and before it starts where it cannot."""
 
+import json
 import os
 import re
 import shlex
@@ -115,3 +116,13 @@ def test_settings_that_are_hardly_meant_are_warned_of(script, toy, tmp_path):
     (short,) = warnings("--warmup_iters=3")
     assert short.startswith("max_iters=3 ends within warmup_iters=3")
     assert warnings("--min_lr=0.1", "--warmup_iters=3", "--decay_lr=False") == []
+
+
+def test_damaged_lines_of_a_log_are_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log.append(str(path), {"step": 1, "loss": 2.0})
+    with open(path, "ab") as file:
+        file.write(b'{"step": 2, "lo\n\xff\xfe\n[1]\n\n{"step": 3, "loss": 1.5}\n{"step": 4')
+    assert [record["step"] for record in log.read(str(path))] == [1, 3]
+    log.rewind(str(path), 3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]

@@ -83,6 +83,37 @@ def test_a_run_that_is_stopped_or_killed_resumes_as_if_it_never_was(script, toy,
         assert_same_run(tmp_path / "straight", folder)
 
 
+def stop_after(line_start: str, run: list[str], folder, number) -> str:
+    """Send a run a signal once it has printed such a line; all that it printed."""
+    command = [sys.executable, ROOT / "train.py", *run, f"--out_dir={folder}"]
+    process = subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(line_start):
+            process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("stop", ["step 3/", "step 5/", "step 9/"])
+def test_best_pt_is_the_best_of_the_log_after_a_stop_in_an_evaluation(script, toy, tmp_path, stop):
+    run = [*RUN, "--eval_interval=1", "--eval_iters=2000", "--max_iters=12"]  # mostly evaluation
+    stop_after(stop, run, tmp_path / "run", signal.SIGTERM)
+    for more in ([], ["--max_iters=12"]):  # the first one evaluates where the other stopped
+        script("train.py", *run, "--out_dir=run", "--init_from=resume", *more)
+        found, best = evaluations(tmp_path / "run"), checkpoint.load(f"{tmp_path}/run/best.pt")
+        assert found[best["step"]] == min(found.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_closed_terminal_and_a_clusters_warning_save_too(toy, tmp_path, number):
+    run = [*RUN, "--max_iters=100000", "--eval_interval=0"]
+    said = stop_after("step 20/", run, tmp_path / "run", number)
+    assert "stopping after this step" in said and "--init_from=resume continues" in said
+    assert checkpoint.load(f"{tmp_path}/run/ckpt.pt")["step"] >= 20
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -202,7 +233,7 @@ def test_a_worse_evaluation_does_not_replace_the_best(script, toy, tmp_path):
     script("train.py", *run, "--out_dir=run", "--always_save_checkpoint=False")
     found = evaluations(tmp_path / "run")
     best = checkpoint.load(f"{tmp_path}/run/best.pt")
-    assert found[best["step"]] == min(loss for step, loss in found.items() if step)
+    assert found[best["step"]] == min(found.values())
     assert checkpoint.load(f"{tmp_path}/run/ckpt.pt")["step"] == 40
 
 
