@@ -166,8 +166,8 @@ def evaluate() -> dict[str, float]:
     return figures
 
 
-def save(path: str, step: int) -> None:
-    """What resuming needs and what sampling needs, after `step` steps."""
+def save(path: str, step: int) -> bool:
+    """What resuming needs and what sampling needs, after `step` steps; whether it was written."""
     state = {
         "model": model.state_dict(),
         "model_args": vars(model.config),
@@ -179,11 +179,11 @@ def save(path: str, step: int) -> None:
         "best_val_loss": best_val_loss,
         "config": settings,
     }
-    checkpoint.save(state, path)
+    return run_log.attempt(lambda: checkpoint.save(state, path))
 
 
 # ---- the loop ------------------------------------------------------------------------------------
-caught = distributed.catch_signals()
+caught, is_saved = distributed.catch_signals(), True
 # schedules count full batches, so that a batch that grows warms up over as many tokens
 lr_warmup = warmup_tokens / (batch * data.T) if warmup_tokens else data.full_batches(warmup_iters)
 lr_end, lr_floor = data.full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
@@ -195,13 +195,14 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
             if not any_rank(bool(caught)):
                 check_finite(f"the validation loss after {step} steps", figures["val_loss"])
                 run_log.evaluation(step, figures)
-                is_best = figures["val_loss"] < best_val_loss
+                is_best, last_best = figures["val_loss"] < best_val_loss, best_val_loss
                 best_val_loss = min(figures["val_loss"], best_val_loss)
                 is_due = step > start_step and (is_best or always_save_checkpoint)
-                if run_log.writes and is_best:  # first: a kill before the next line repeats both
-                    save(best, step)
+                # first, since a kill before the next one repeats both
+                if run_log.writes and is_best and not save(best, step):
+                    best_val_loss = last_best
                 if run_log.writes and (is_due or is_last):
-                    save(latest, step)
+                    is_saved = save(latest, step)
     if is_last or any_rank(bool(caught)):
         break
 
@@ -237,10 +238,11 @@ elif any_rank(bool(caught)):
     if run_log.writes and step > start_step:
         norm = 0.0 if scaler.is_enabled() else grad_norm.item()  # fp16 overflows now and then
         check_finite("the last loss or gradient", total_loss.item(), norm)
-        save(latest, step)
-    saved = os.path.exists(latest)
-    what = "the same command with --init_from=resume continues" if saved else "nothing is saved yet"
+        is_saved = save(latest, step)
+    what = "--init_from=resume continues" if os.path.exists(latest) else "nothing is saved yet"
     print0(f"stopped after {step} steps; {what}")
-elif run_log.writes:
-    print(f"done; to see what it has learned:\n{run_log.next_command(tokenizer)}")
-distributed.leave(status=128 + caught[0] if caught else 0)
+elif run_log.writes and is_saved:
+    print0(f"done; to see what it has learned:\n{run_log.next_command(tokenizer)}", wrap=False)
+if not is_saved:
+    print0(f"the last checkpoint is not on the disk; make room, and resume from {latest}")
+distributed.leave(status=128 + caught[0] if caught else int(not is_saved))

@@ -36,10 +36,15 @@ def save(state: dict, path: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+    except (OSError, RuntimeError) as error:
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise UserError(f"{path} cannot be written ({error}); the old one is kept.") from error
+        # torch makes a RuntimeError of a full disk
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        what = f"{path} cannot be written ({reason.strerror}), the old one is kept"
+        raise UserError(what) from error
 
 
 def load(source: str) -> dict:

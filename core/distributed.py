@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from textwrap import TextWrapper
 
@@ -37,10 +37,13 @@ def init(device: torch.device, backend: str) -> None:
     dist.init_process_group(backend, timeout=timedelta(hours=2))
 
 
-def print0(text: str) -> None:
+def print0(text: str, wrap: bool = True) -> None:
     """Print on rank 0 only; what does not fit in 80 columns continues on the next line."""
     if RANK == 0:
-        print(SCREEN.fill(text), flush=True)
+        try:
+            print(SCREEN.fill(text) if wrap else text, flush=True)
+        except OSError:  # a terminal or a pipe that is closed silences a run, no more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def all_reduce_sum(*values: torch.Tensor) -> list[float]:
@@ -85,8 +88,9 @@ def catch_signals() -> list[int]:
     def note(number, frame):
         caught.append(number)
         signal.signal(number, previous[number])
-        if RANK == 0:  # not by print(), which this may have interrupted
-            os.write(1, b"stopping after this step; the same signal again stops at once\n")
+        if RANK == 0:
+            with suppress(OSError):  # not print(), which this may have interrupted
+                os.write(1, b"stopping after this step; the same signal again stops at once\n")
 
     others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     others = [s for s in others if signal.getsignal(s) != signal.SIG_IGN]

@@ -13,7 +13,6 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,9 +22,16 @@ from datetime import timedelta
 import numpy as np
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from core import UserError, checkpoint
 from core.device import device_name, peak_flops
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, print0
+
+LOCKS = []  # open files: a lock lasts as long as its file is open
 
 
 def append(path: str, record: dict) -> None:
@@ -64,7 +70,7 @@ def check_finite(what: str, *values: float) -> None:
 
 
 def check_outputs(settings: dict) -> None:
-    """Fail before the work if out_dir cannot be written or a tracker's package is missing."""
+    """Fail before the work if out_dir is in use or read-only, or a tracker's package is missing."""
     if RANK > 0 or settings["eval_only"]:
         return
     for package in ("wandb", "tensorboard"):
@@ -72,13 +78,29 @@ def check_outputs(settings: dict) -> None:
             importlib.import_module(package)
     folder = settings["out_dir"]
     try:
-        existed = os.path.isdir(folder)
         os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        if not existed:
-            os.removedirs(folder)
+        lock(folder)
     except OSError as error:
         raise UserError(f"out_dir={folder!r} cannot be written: {error.strerror}.") from None
+
+
+def lock(folder: str) -> None:
+    """Keep other runs out of a folder while this process lives; UserError if one is in it."""
+    file = open(os.path.join(folder, ".lock"), "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"out_dir={folder} is in use by process {file.read()}: wait for it or end it, or "
+            "choose another --out_dir."
+        ) from None
+    except (OSError, AttributeError):  # Windows and some network file systems have no such locks
+        pass
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    LOCKS.append(file)
 
 
 def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> dict:
@@ -156,6 +178,7 @@ class RunLog:
         peak = peak_flops(data.device, settings["peak_tflops"])
         self.peak_tokens_per_s = peak and peak * WORLD_SIZE / model.flops_per_token()
         self.step, self.time = start_step, time.perf_counter()
+        self.failures: set[str] = set()
         if not self.writes:
             return
         if resumed:
@@ -167,9 +190,20 @@ class RunLog:
         append(self.path, {**facts, "start_step": start_step, "run_id": run_id})
         self.trackers = trackers(settings, run_id, start_step)
 
+    def attempt(self, write: Callable[[], None]) -> bool:
+        """Whether a write to the disk succeeded; a failure is warned of, once, and outlived."""
+        try:
+            write()
+        except (OSError, UserError) as error:
+            if str(error) not in self.failures:
+                print0(f"warning  {error}; training goes on")
+            self.failures.add(str(error))
+            return False
+        return True
+
     def write(self, record: dict) -> None:
         if self.writes:
-            append(self.path, record)
+            self.attempt(lambda: append(self.path, record))
             for track in self.trackers:
                 track(record)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from core import log
+from core import checkpoint, log
 from core.dataset import Writer
 from core.tokenizer import ByteTokenizer
 
@@ -126,3 +126,47 @@ def test_damaged_lines_of_a_log_are_left_out(tmp_path):
     assert [record["step"] for record in log.read(str(path))] == [1, 3]
     log.rewind(str(path), 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(script, toy, tmp_path):
+    command = [sys.executable, ROOT / "train.py", *RUN, "--max_iters=100000", "--out_dir=run"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    next(line for line in first.stdout if line.startswith("step 1/"))
+    for init_from in ("scratch", "resume"):
+        said = script("train.py", *RUN, "--out_dir=run", f"--init_from={init_from}", status=2)
+        assert f"out_dir=run is in use by process {first.pid}" in said.stderr
+    first.kill()
+    first.communicate()
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=1")
+
+
+def run_with_small_files(toy, kilobytes: int, *more) -> subprocess.CompletedProcess:
+    """A run that can write no file larger than that, as on a full disk."""
+    options = shlex.join([str(ROOT / "train.py"), *RUN, "--out_dir=run", *more])
+    command = f"ulimit -f {kilobytes}; exec {shlex.quote(sys.executable)} {options}"
+    return subprocess.run(
+        ["bash", "-c", command], cwd=toy.parent.parent, capture_output=True, text=True
+    )
+
+
+def test_a_full_disk_is_warned_of_and_the_run_goes_on(script, toy, tmp_path):
+    full = run_with_small_files(toy, 20, "--max_iters=12", "--eval_interval=3")
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    assert "step 12/12" in full.stdout and full.stdout.count("warning") == 2
+    assert "best.pt cannot be written (File too large)" in full.stdout
+    assert "the last checkpoint is not on the disk" in full.stdout
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "log.jsonl"]
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=6", "--eval_interval=3")
+    kept = (tmp_path / "run" / "ckpt.pt").read_bytes()
+    full = run_with_small_files(toy, 20, "--max_iters=12", "--init_from=resume")
+    assert full.returncode == 1 and (tmp_path / "run" / "ckpt.pt").read_bytes() == kept
+    again = script("train.py", *RUN, "--out_dir=run", "--max_iters=12", "--init_from=resume")
+    assert "steps 6 to 12" in again.stdout
+
+
+def test_a_closed_console_does_not_end_a_run(toy, tmp_path):
+    options = shlex.join([str(ROOT / "train.py"), *RUN, "--out_dir=run", "--max_iters=60"])
+    command = f"{shlex.quote(sys.executable)} {options} | head -n 3; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert checkpoint.load(f"{tmp_path}/run/ckpt.pt")["step"] == 60
