@@ -53,6 +53,7 @@ def download_pretrained(name: str) -> str:
 
     What is there is not asked for: it does not change, and a network may be slow to fail.
     """
+    import safetensors  # noqa: F401 (so that a missing package is known before the download)
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     repository = f"openai-community/{name}"

@@ -40,7 +40,9 @@ val_fraction = 0.0005  # of the documents, as in nanoGPT
 seed = 1337  # of the choice of documents
 globals().update(configure(__file__))
 
-from huggingface_hub import HfApi, errors, hf_hub_download  # now a missing package is a sentence
+# here, so that a missing package is known before any download
+import pyarrow.parquet  # noqa: F401 (core/tables.py reads by it)
+from huggingface_hub import HfApi, errors, hf_hub_download
 
 splits.check_fraction(val_fraction)
 folder, tokenizer = os.path.join("data", name), GPT2Tokenizer()
