@@ -223,8 +223,9 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     for o in optimizers.values():
         scaler.unscale_(o)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    for o in optimizers.values():
-        scaler.step(o)
+    if not scaler.is_enabled() or grad_norm.isfinite():  # all or none: fp16 may overflow in one
+        for o in optimizers.values():
+            scaler.step(o)
     scaler.update()
     model.zero_grad(set_to_none=True)
     x, y = data.batch("train", step + 1, multiple)  # copied to a GPU while it computes

@@ -324,6 +324,38 @@ def test_a_failing_compiler_warns_and_goes_on(script, toy, tmp_path):
     assert "failed, continuing without it" in result.stdout
 
 
+FP16_ON_A_CPU = """
+import functools, runpy, sys, torch
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].removesuffix("train.py"))
+import core.device
+core.device.choose_dtype = lambda name, device: torch.float16
+class Scaler(torch.amp.GradScaler):
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more, init_scale=2.0**24, growth_interval=2)
+        self.stepped = 0
+    def step(self, optimizer):
+        self.stepped += not sum(self._found_inf_per_device(optimizer).values()).item()
+        return super().step(optimizer)
+    def update(self):
+        print("stepped", self.stepped)
+        self.stepped = 0
+        super().update()
+torch.amp.GradScaler = Scaler
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_after_an_overflow_in_fp16_all_optimizers_skip_the_step(toy, tmp_path):
+    options = [*RUN, "--optimizer=muon", "--out_dir=run", "--grad_clip=0"]
+    command = [sys.executable, "-c", FP16_ON_A_CPU, ROOT / "train.py", *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    stepped = re.findall(r"^stepped (\d)$", result.stdout, re.MULTILINE)
+    assert len(stepped) == 40 and set(stepped) == {"0", "2"}
+    assert all(p.isfinite().all() for p in weights(tmp_path / "run").values())
+
+
 def test_wrong_devices_are_one_sentence(script, toy):
     assert "unknown" in script("train.py", *RUN, "--device=tpu", status=2).stderr
     if not torch.cuda.is_available():
