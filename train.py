@@ -195,8 +195,9 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
             if not any_rank(bool(caught)):
                 check_finite(f"the validation loss after {step} steps", figures["val_loss"])
                 run_log.evaluation(step, figures)
-                is_best, last_best = figures["val_loss"] < best_val_loss, best_val_loss
-                best_val_loss = min(figures["val_loss"], best_val_loss)
+                is_best = step > 0 and figures["val_loss"] < best_val_loss  # of what was trained
+                last_best = best_val_loss
+                best_val_loss = figures["val_loss"] if is_best else last_best
                 is_due = step > start_step and (is_best or always_save_checkpoint)
                 # first, since a kill before the next one repeats both
                 if run_log.writes and is_best and not save(best, step):
