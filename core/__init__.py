@@ -54,6 +54,9 @@ def print_user_error(kind: type[BaseException], error: BaseException, traceback)
     else:
         # torch.distributed's own hook, around this one, would swallow what goes to sys.stderr
         print(f"{script}: {sentence}", file=sys.__stderr__)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        sys.stdout.flush()
+        os._exit(status)  # without the interpreter's teardown, in which gloo aborts now and then
     raise SystemExit(status)
 
 
