@@ -1,10 +1,8 @@
 """Prompt a checkpoint.
 
-    python sample.py --start="First Citizen:"
-    python sample.py --out_dir=out/shakespeare_char --temperature=0
-    python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
-
-Samples go to the standard output, all else to the standard error.
+python sample.py --start="First Citizen:"
+python sample.py --out_dir=out/shakespeare_char --temperature=0
+python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
 """
 
 import os
@@ -85,9 +83,8 @@ def print_until_stop(pieces: Iterable[str]) -> None:
 
 
 if stream:
-    samples = (
-        (token.item() for token in tokens_from(fold_in(seed, i))) for i in range(num_samples)
-    )
+    seeds = [fold_in(seed, i) for i in range(num_samples)]
+    samples = ((token.item() for token in tokens_from(own_seed)) for own_seed in seeds)
 else:
     tokens = list(tokens_from(seed))
     samples = torch.stack(tokens, dim=1).tolist() if tokens else [[]] * num_samples

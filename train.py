@@ -26,8 +26,9 @@ from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
 from core.gpt2 import set_size
-from core.log import RunLog, check_finite, check_outputs, opening_report
+from core.log import RunLog, check_finite, opening_report
 from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
+from core.run_folder import check_outputs
 from model import GPT, GPTConfig
 
 # ---- settings: a config file and --key=value override them; the model's are in GPTConfig ---------
@@ -199,8 +200,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
                 last_best = best_val_loss
                 best_val_loss = figures["val_loss"] if is_best else last_best
                 is_due = step > start_step and (is_best or always_save_checkpoint)
-                # first, since a kill before the next one repeats both
-                if run_log.writes and is_best and not save(best, step):
+                if run_log.writes and is_best and not save(best, step):  # a kill here repeats both
                     best_val_loss = last_best
                 if run_log.writes and (is_due or is_last):
                     is_saved = save(latest, step)

@@ -8,11 +8,9 @@
 nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same form.
 """
 
-import itertools
 import os
-import shutil
 from dataclasses import asdict
-from glob import escape, glob
+from glob import glob
 
 import torch
 
@@ -56,7 +54,7 @@ def load(source: str) -> dict:
     path = resolve_checkpoint(source)
     loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
     for name, tensor in loaded["model"].items():
-        if not tensor.sum().isfinite():
+        if not tensor.sum(dtype=torch.float32).isfinite():  # fp16 could overflow in the sum
             raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
     return {**DEFAULTS, **loaded, "path": path}
 
@@ -72,7 +70,8 @@ def load_file(path: str) -> dict:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
     weights, args = map(loaded.get, ("model", "model_args")) if isinstance(loaded, dict) else (0, 0)
-    if not isinstance(weights, dict) or "vocab_size" not in (args or {}):
+    is_state = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
+    if not is_state or "vocab_size" not in (args or {}):
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     try:
         return loaded if "tokenizer" in loaded else nanogpt.read_checkpoint(loaded)
@@ -209,20 +208,3 @@ def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradSca
                 raise UserError(f"{loaded['path']} trained other parameters: use its --train_only.")
         optimizer.load_state_dict({**saved[kind], "param_groups": groups})
     scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
-
-
-def backup_previous_run(folder: str) -> str | None:
-    """Move an earlier run's own files to FOLDER-1, -2, ...; that folder, None if there was no run.
-
-    Other files, and the folders of other runs, stay where they are.
-    """
-    owned = (LATEST, BEST, "log.jsonl", "events.out.tfevents.*")
-    found = [path for name in owned for path in glob(os.path.join(escape(folder), name))]
-    if not found:
-        return None
-    backups = (f"{os.path.abspath(folder)}-{n}" for n in itertools.count(1))
-    backup = next(name for name in backups if not os.path.lexists(name))
-    os.mkdir(backup)
-    for path in found:
-        shutil.move(path, backup)
-    return os.path.relpath(backup)

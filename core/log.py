@@ -6,7 +6,6 @@
 {"step": 1, "loss": 4.17, "lr": 0.001, "grad_norm": 1.9, "ms": 52.1, ...}    of step 1
 """
 
-import importlib
 import json
 import math
 import os
@@ -22,16 +21,10 @@ from datetime import timedelta
 import numpy as np
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-from core import UserError, checkpoint
+from core import UserError
 from core.device import device_name, peak_flops
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, print0
-
-LOCKS = []  # open files: a lock lasts as long as its file is open
+from core.run_folder import backup_previous_run
 
 
 def append(path: str, record: dict) -> None:
@@ -69,40 +62,6 @@ def check_finite(what: str, *values: float) -> None:
         )
 
 
-def check_outputs(settings: dict) -> None:
-    """Fail before the work if out_dir is in use or read-only, or a tracker's package is missing."""
-    if RANK > 0 or settings["eval_only"]:
-        return
-    for package in ("wandb", "tensorboard"):
-        if settings[f"{package}_log"]:
-            importlib.import_module(package)
-    folder = settings["out_dir"]
-    try:
-        os.makedirs(folder, exist_ok=True)
-        lock(folder)
-    except OSError as error:
-        raise UserError(f"out_dir={folder!r} cannot be written: {error.strerror}.") from None
-
-
-def lock(folder: str) -> None:
-    """Keep other runs out of a folder while this process lives; UserError if one is in it."""
-    file = open(os.path.join(folder, ".lock"), "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise UserError(
-            f"out_dir={folder} is in use by process {file.read()}: wait for it or end it, or "
-            "choose another --out_dir."
-        ) from None
-    except (OSError, AttributeError):  # Windows and some network file systems have no such locks
-        pass
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    LOCKS.append(file)
-
-
 def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> dict:
     """Print what will be trained, on what and how; the facts for the first line of log.jsonl."""
     c, batch, device = model.config, data.batch_size, device_name(data.device)
@@ -122,15 +81,15 @@ def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> d
         modules = sorted({name.split(".")[-2] for name in names[kind]})
         print0(f"{kind:<8} {len(names[kind])} tensors: {', '.join(modules)}")
     print0(f"batch    {batch * data.T:,} tokens per step: {batch} sequences of {data.T} tokens")
-    for doubt in doubts(settings):
-        print0(f"warning  {doubt}")
+    for warning in warnings_about(settings):
+        print0(f"warning  {warning}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     facts = {"config": settings, "versions": versions, "device": device, "world_size": WORLD_SIZE}
     return facts | {"parameters": parameters, "optimizers": names, "source": data.meta["source"]}
 
 
-def doubts(s: dict) -> Iterator[str]:
-    """What is accepted, but hardly meant."""
+def warnings_about(s: dict) -> Iterator[str]:
+    """Sentences about settings that are accepted but are probably a mistake."""
     if s["decay_lr"] and s["lr_schedule"] != "constant" and s["min_lr"] > s["learning_rate"]:
         min_lr, rate = s["min_lr"], s["learning_rate"]
         yield f"min_lr={min_lr:g} is above learning_rate={rate:g}: the learning rate rises"
@@ -183,7 +142,7 @@ class RunLog:
             return
         if resumed:
             rewind(self.path, start_step)
-        elif backup := checkpoint.backup_previous_run(self.out_dir):
+        elif backup := backup_previous_run(self.out_dir):
             print0(f"run      the earlier run in {self.out_dir} is now {backup}")
         run_ids = (r["run_id"] for r in read(self.path) if "run_id" in r)
         run_id = next(run_ids, uuid.uuid4().hex)

@@ -14,6 +14,7 @@ import torch
 
 from core import UserError, checkpoint
 from core.dataset import Writer
+from core.run_folder import backup_previous_run
 from core.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
 
@@ -82,6 +83,9 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path, monkeypatch):
     torch.save({"model": Evil(), "model_args": {}}, "d.pt")
     with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load("d.pt")
+    torch.save({"model": {"w": 3}, "model_args": ARGS, "tokenizer": None}, "i.pt")
+    with pytest.raises(UserError, match="not a checkpoint of"):
+        checkpoint.load("i.pt")
     torch.save({"model": {}, "model_args": {}}, "e.pt")
     with pytest.raises(UserError, match="not a checkpoint of"):
         checkpoint.load("e.pt")
@@ -167,14 +171,14 @@ def test_an_earlier_run_is_kept_and_nothing_else_moves(tmp_path, monkeypatch, na
     folder = tmp_path / "here" / "out" if "out" in name else tmp_path / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    assert checkpoint.backup_previous_run(name) is None
+    assert backup_previous_run(name) is None
     (folder / "other_run").mkdir()
     (folder / "other_run" / "ckpt.pt").write_text("of another run")
     (folder / "notes.txt").write_text("mine")
     for n in (1, 2):
         (folder / "ckpt.pt").write_text("old")
         (folder / "log.jsonl").write_text(str(n))
-        backup = checkpoint.backup_previous_run(name)
+        backup = backup_previous_run(name)
         assert os.path.samefile(backup, f"{folder}-{n}")
         assert sorted(os.listdir(backup)) == ["ckpt.pt", "log.jsonl"]
     assert [open(f"{folder}-{n}/log.jsonl").read() for n in (1, 2)] == ["1", "2"]
@@ -215,6 +219,12 @@ def test_a_tied_model_starts_an_untied_one_with_a_copy_of_its_head(tmp_path):
     assert resumed is None and started.config.dropout == 0.1
     head, wte = started.lm_head.weight, started.transformer.wte.weight
     assert torch.equal(head, wte) and head.data_ptr() != wte.data_ptr()
+
+
+def test_weights_in_fp16_whose_sum_overflows_are_no_nan(tmp_path):
+    state = {"model": {"w": torch.full((1000, 1000), 0.5, dtype=torch.float16)}}
+    checkpoint.save({**state, "model_args": ARGS, "tokenizer": None}, str(tmp_path / "a.pt"))
+    assert checkpoint.load(str(tmp_path / "a.pt"))["model"]["w"].sum().isinf()
 
 
 def test_nan_weights_are_one_sentence(script, tmp_path):
