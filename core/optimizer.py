@@ -137,23 +137,25 @@ class Muon(Optimizer):
             for p, update in zip(params, updates, strict=True):
                 shape = (-1, p.size(-2) // group["stacked"], p.size(-1))
                 for matrix, part in zip(p.view(shape), update.view(shape), strict=True):
-                    same_shape[matrix.shape, group["lr"]].append((matrix, part.to(self.dtype)))
+                    same_shape[matrix.shape, group["lr"]].append((matrix, part))
         for ((rows, cols), lr), pairs in same_shape.items():
             matrices, parts = zip(*pairs, strict=True)
-            updates = orthogonalize(torch.stack(parts)).to(matrices[0].dtype).unbind()
+            updates = orthogonalize(torch.stack(parts), self.dtype).to(parts[0].dtype).unbind()
             scale = max(1.0, rows / cols) ** 0.5  # equal change of the output for every shape
             torch._foreach_add_(list(matrices), list(updates), alpha=-lr * scale)
 
 
-def orthogonalize(G: Tensor) -> Tensor:
+def orthogonalize(G: Tensor, dtype=torch.float32) -> Tensor:
     """The nearest semi-orthogonal matrices to G (N, rows, cols), roughly, by Newton-Schulz.
+
+    dtype: of the products, and of the result.
 
     Five steps of a quintic with the steepest slope at zero. Singular values above some hundredths
     of the norm end between 0.65 and 1.25 instead of at 1, which serves as well.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.mT.contiguous() if G.size(-2) > G.size(-1) else G
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)  # small ones are 0 in fp16
     for _ in range(5):
         A = X @ X.mT
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A A
