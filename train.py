@@ -41,6 +41,7 @@ train_only = ""  # names of the parameters to train, such as "transformer.h.3.*,
 # run
 out_dir = "out/gpt2"  # where ckpt.pt (latest), best.pt (lowest validation loss) and log.jsonl go
 init_from = "scratch"  # scratch, resume, auto (resume, if it can), gpt2, gpt2-xl, ... or a path
+allow_other_data = False  # resume although the dataset's files have changed
 max_iters = 600000  # steps in all
 eval_interval = 2000  # steps between evaluations, 0 = only after the last
 eval_iters = 200  # an evaluation takes the whole split or this many batches, whichever is less
@@ -61,6 +62,7 @@ weight_decay = 0.1  # of matrices and embeddings
 beta1 = 0.9  # AdamW's for the mean of gradients
 beta2 = 0.95  # AdamW's for the mean of their squares; nearer 1 where a batch has few tokens
 grad_clip = 1.0  # largest norm of the gradient, 0 = no limit
+skip_nonfinite = 20  # steps in a row that are skipped for a gradient with NaN or infinity
 # learning-rate schedule
 decay_lr = True  # False is lr_schedule=constant without warm-up
 lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"  # its shape after the warm-up
@@ -75,6 +77,7 @@ dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix p
 compile: Literal["auto", True, False] = "auto"  # torch.compile; auto = if the run is long enough
 deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto = on a CPU
 backend = "auto"  # of torch.distributed: auto, nccl, gloo
+dist_timeout = 600.0  # seconds that a process waits for the others
 peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
 # trackers
 wandb_log = False  # log to Weights & Biases too
@@ -88,7 +91,7 @@ globals().update(settings)
 
 # ---- set-up: device, data, model, optimizers -----------------------------------------------------
 device = choose_device(device, deterministic)
-distributed.init(device, backend)
+distributed.init(device, backend, dist_timeout)
 torch.manual_seed(seed)
 matmul_dtype = choose_dtype(dtype, device)
 amp = autocast(device, matmul_dtype)
@@ -96,11 +99,11 @@ scaler = torch.amp.GradScaler(device.type, enabled=matmul_dtype == torch.float16
 
 latest, best = os.path.join(out_dir, checkpoint.LATEST), os.path.join(out_dir, checkpoint.BEST)
 if init_from == "auto":
-    init_from = "resume" if os.path.exists(latest) else "scratch"
+    init_from = "resume" if checkpoint.saved_in(out_dir) else "scratch"
 folder = os.path.join("data", dataset)
 tokenizer = ensure_prepared(folder, prepare)
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
-model, resumed = checkpoint.start_model(GPT, config, init_from, latest, tokenizer)
+model, resumed = checkpoint.start_model(GPT, config, init_from, out_dir, tokenizer)
 model.to(device)
 select_trainable(model, train_only)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
@@ -110,13 +113,15 @@ start_step, best_val_loss = 0, math.inf
 if resumed:
     start_step, best_val_loss = resumed["step"], resumed["best_val_loss"]
     checkpoint.restore_optimizers(resumed, optimizers, scaler)
+    checkpoint.check_same_data(resumed, data.fingerprints, allow_other_data)
+start = {"init_from": init_from, "step": start_step, "best_val_loss": best_val_loss}
+distributed.check_ranks_agree({**settings, **start, **data.fingerprints})
 
 steps_left = data.full_batches(max_iters) - data.full_batches(start_step)
 flops = model.flops_per_token() * steps_left * batch * data.T / WORLD_SIZE
 compiled = should_compile(compile, device, flops)
 how = f"matmul dtype {str(matmul_dtype)[6:]}, {'compiled' if compiled else 'eager'}"
-facts = opening_report(settings, model, data, optimizers, how)
-print0(f"run      {out_dir}: steps {start_step} to {max_iters}")
+facts = opening_report(settings, model, data, optimizers, start_step, how)
 multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
 x, y = data.batch("train", start_step, multiple)
 if compiled:
@@ -159,12 +164,7 @@ def evaluate() -> dict[str, float]:
     figures = {"train_loss": train_loss, "val_loss": val_loss}
     if data.has_answers:
         figures["val_accuracy"] = accuracy
-    if eval_only:
-        figures["perplexity"] = math.exp(val_loss)
-        if num_bytes := data.meta.get("val_bytes"):
-            num_tokens = data.splits["val"].length
-            figures["bits_per_byte"] = val_loss / math.log(2) * num_tokens / num_bytes
-    return figures
+    return figures | data.per_token_and_byte(val_loss) if eval_only else figures
 
 
 def save(path: str, step: int) -> bool:
@@ -179,6 +179,7 @@ def save(path: str, step: int) -> bool:
         "step": step,
         "best_val_loss": best_val_loss,
         "config": settings,
+        "data": data.fingerprints,
     }
     return run_log.attempt(lambda: checkpoint.save(state, path))
 
@@ -187,6 +188,8 @@ def save(path: str, step: int) -> bool:
 caught, is_saved = distributed.catch_signals(), True
 # schedules count full batches, so that a batch that grows warms up over as many tokens
 lr_warmup = warmup_tokens / (batch * data.T) if warmup_tokens else data.full_batches(warmup_iters)
+if not decay_lr:
+    lr_schedule, lr_warmup = "constant", 0.0
 lr_end, lr_floor = data.full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
 for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     is_last = step == max_iters or eval_only
@@ -207,10 +210,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     if is_last or any_rank(bool(caught)):
         break
 
-    factor = 1.0
-    if decay_lr:
-        now = data.full_batches(step)
-        factor = lr_factor(lr_schedule, now, lr_warmup, lr_end, lr_floor, warmdown)
+    factor = lr_factor(lr_schedule, data.full_batches(step), lr_warmup, lr_end, lr_floor, warmdown)
     set_lr(optimizers, factor)
     torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
     num_targets, total_loss = data.num_targets(y, step), torch.zeros((), device=device)
@@ -224,12 +224,14 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     for o in optimizers.values():
         scaler.unscale_(o)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    if not scaler.is_enabled() or grad_norm.isfinite():  # all or none: fp16 may overflow in one
+    x, y = data.batch("train", step + 1, multiple)  # copied to a GPU while it computes
+    if grad_norm.isfinite():  # all optimizers step or none; fp16 overflows now and then
         for o in optimizers.values():
             scaler.step(o)
+    else:
+        run_log.skipped(step + 1, grad_norm)
     scaler.update()
     model.zero_grad(set_to_none=True)
-    x, y = data.batch("train", step + 1, multiple)  # copied to a GPU while it computes
 
     if (step + 1) % log_interval == 0 or step + 1 in (1, max_iters):
         run_log.training(step + 1, total_loss, learning_rate * factor, grad_norm)
@@ -238,8 +240,6 @@ if start_step > max_iters and not eval_only:
     print0(f"nothing to do: {start_step} steps are done, more than --max_iters={max_iters}")
 elif any_rank(bool(caught)):
     if run_log.writes and step > start_step:
-        norm = 0.0 if scaler.is_enabled() else grad_norm.item()  # fp16 overflows now and then
-        check_finite("the last loss or gradient", total_loss.item(), norm)
         is_saved = save(latest, step)
     what = "--init_from=resume continues" if os.path.exists(latest) else "nothing is saved yet"
     print0(f"stopped after {step} steps; {what}")

@@ -5,6 +5,7 @@ number of processes share the sequences of one.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,6 +50,8 @@ class Batches:
             raise UserError(f"examples of {folder} need --block_size={self.T}, not {block_size}.")
         vocab_size = self.tokenizer.vocab_size
         self.splits = {name: Split(folder, name, self.meta, vocab_size) for name in SPLITS}
+        # of the files by name, so that a resumed run can tell whether they are still the same
+        self.fingerprints = {k: v for s in self.splits.values() for k, v in s.fingerprints.items()}
         self.masked = any(split.masked for split in self.splits.values())
         self.has_answers = self.masked and self.row_length is not None
         shortest = min(self.splits.values(), key=lambda split: split.length)
@@ -86,6 +89,14 @@ class Batches:
         if self.masked:
             return max(1.0, all_reduce_sum((y >= 0).sum())[0])
         return (self.sequences_before(step + 1) - self.sequences_before(step)) * self.T
+
+    def per_token_and_byte(self, val_loss: float) -> dict[str, float]:
+        """The validation loss as perplexity, and in bits per byte if the text's length is known."""
+        figures = {"perplexity": math.exp(val_loss) if val_loss < 700 else math.inf}
+        if num_bytes := self.meta.get("val_bytes"):
+            num_tokens = self.splits["val"].length
+            figures["bits_per_byte"] = val_loss / math.log(2) * num_tokens / num_bytes
+        return figures
 
     def to_device(self, array: np.ndarray) -> Tensor:
         """From pinned memory, which a GPU copies while it computes."""

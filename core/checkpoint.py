@@ -3,12 +3,14 @@
     {"model": {name: tensor}, "model_args": {field of GPTConfig: value}, "tokenizer": {plain dict},
      "task": None or the dataset's own description of its examples, "step": 2000,
      "optimizers": {"adamw": state dict, ...}, "scaler": {...}, "best_val_loss": 1.47,
-     "config": {setting: value}}
+     "config": {setting: value}, "data": {file name: fingerprint}}
 
 nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same form.
 """
 
+import copy
 import os
+import zipfile
 from dataclasses import asdict
 from glob import glob
 
@@ -16,27 +18,27 @@ import torch
 
 from core import UserError, gpt2, nanogpt
 from core.dataset import read_meta
-from core.distributed import local_rank_first, print0
+from core.distributed import local_rank_first, print0, signals_wait
+from core.files import replacing
 from core.kernels import pad_vocab
 from core.tokenizer import Tokenizer, from_dict
 
-LATEST, BEST = "ckpt.pt", "best.pt"
+LATEST, PREVIOUS, BEST = "ckpt.pt", "ckpt.prev.pt", "best.pt"
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
-DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}}
+DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}}
 
 
 def save(state: dict, path: str) -> None:
-    """Write to a temporary file, flush it to the disk, rename: a reader sees old or new, whole."""
-    temporary = f"{path}.tmp"
+    """Replace a checkpoint: a reader sees old or new, whole. The old ckpt.pt stays as ckpt.prev.pt.
+
+    Signals wait until it is written. UserError if it cannot be.
+    """
+    folder, name = os.path.split(path)
+    previous = os.path.join(folder, PREVIOUS) if name == LATEST else ""
     try:
-        with open(temporary, "wb") as file:
+        with signals_wait(), replacing(path, keep_as=previous) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if os.path.exists(temporary):
-            os.remove(temporary)
         # torch makes a RuntimeError of a full disk
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
@@ -48,15 +50,46 @@ def save(state: dict, path: str) -> None:
 def load(source: str) -> dict:
     """The checkpoint that `source` names, in the form described above, and its "path".
 
-    source: see resolve_checkpoint. The tensors are mapped from the file. Raises UserError where
-    there is no checkpoint, or it is damaged, or something else.
+    source: see resolve_checkpoint. The weights are in memory, the optimizers' tensors still in the
+    file. Raises UserError where there is no checkpoint, or it is damaged, or something else.
     """
     path = resolve_checkpoint(source)
     loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
     for name, tensor in loaded["model"].items():
         if not tensor.sum(dtype=torch.float32).isfinite():  # fp16 could overflow in the sum
             raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
-    return {**DEFAULTS, **loaded, "path": path}
+    # in memory, since a mapped file that is overwritten would end the process
+    return {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
+
+
+def saved_in(folder: str) -> list[str]:
+    """The checkpoints of a run that are there, the latest first."""
+    paths = [os.path.join(folder, name) for name in (LATEST, PREVIOUS, BEST)]
+    return [path for path in paths if os.path.exists(path)]
+
+
+def load_newest(folder: str) -> dict:
+    """The newest whole checkpoint of a run: ckpt.pt, or if that is damaged another, which is said.
+
+    UserError if none is whole.
+    """
+    latest = os.path.join(folder, LATEST)
+    whole, damaged = [], []
+    for path in saved_in(folder) or [latest]:
+        try:
+            whole.append(load(path))
+        except UserError as error:
+            damaged.append(error)
+        if whole and path == latest:
+            break
+    if not whole:
+        raise damaged[0]
+    newest = max(whole, key=lambda loaded: loaded["step"])
+    for error in damaged:
+        print0(f"warning  {error}")
+    if newest["path"] != latest:
+        print0(f"warning  {newest['path']}, of step {newest['step']}, takes the place of {latest}")
+    return newest
 
 
 def load_file(path: str) -> dict:
@@ -65,6 +98,10 @@ def load_file(path: str) -> dict:
         raise UserError(f"there is no checkpoint {path}: train one, or name another run's folder.")
     mmap = os.name != "nt"  # Windows would not let a run replace a file that is mapped
     try:
+        if zipfile.is_zipfile(path):  # torch does not look at its checksums: 0.3 s per GB
+            with zipfile.ZipFile(path) as file:
+                if damaged := file.testzip():
+                    raise ValueError(f"the checksum of {damaged} differs")
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damage shows in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
@@ -86,7 +123,7 @@ def resolve_checkpoint(source: str) -> str:
     the released weights, downloaded at first use; else `source` itself.
     """
     if not source:
-        runs = glob(os.path.join("out", "**", LATEST), recursive=True)
+        runs = glob(os.path.join("out", "**", "ckpt*.pt"), recursive=True)
         if not runs:
             raise UserError("no checkpoint under out/: train one, or name the folder of a run.")
         source = os.path.dirname(max(runs, key=os.path.getmtime))
@@ -140,18 +177,19 @@ def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
     return {**loaded, "model": weights, "model_args": args}
 
 
-def start_model(gpt: type, config, init_from: str, latest: str, tokenizer: Tokenizer):
+def start_model(gpt: type, config, init_from: str, out_dir: str, tokenizer: Tokenizer):
     """The model that a run starts from, and the checkpoint if it resumes one, else None.
 
     gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
     only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
-    init_from: scratch, resume (the checkpoint `latest`), or what resolve_checkpoint takes.
+    init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes.
     """
-    if init_from == "scratch":
+    resuming, loaded = init_from == "resume", None
+    with local_rank_first():  # it may be downloaded; ranks that start otherwise meet here too
+        if init_from != "scratch":
+            loaded = load_newest(out_dir) if resuming else load(init_from)
+    if loaded is None:
         return gpt(config), None
-    resuming = init_from == "resume"
-    with local_rank_first():  # it may be downloaded
-        loaded = load(latest if resuming else init_from)
     if loaded["tokenizer"] != tokenizer.to_dict():
         loaded = with_vocabulary_of(tokenizer, loaded, resuming)
     # what a checkpoint does not state has the default
@@ -187,6 +225,16 @@ def with_vocabulary_of(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> di
     return resize_token_embeddings(loaded, tokenizer)
 
 
+def check_same_data(loaded: dict, fingerprints: dict, allow_other: bool) -> None:
+    """UserError if the run was trained on other files than those with these fingerprints."""
+    saved = loaded["data"]
+    if saved and saved != fingerprints and not allow_other:
+        raise UserError(
+            f"{loaded['path']} was trained on other data than is there now: prepare the same "
+            "again, or resume with --allow_other_data=True."
+        )
+
+
 def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradScaler) -> None:
     """The moments of the checkpoint; learning rates, betas and decay stay those of the settings.
 
@@ -206,5 +254,6 @@ def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradSca
         for old, new in zip(saved[kind]["param_groups"], groups, strict=True):
             if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
                 raise UserError(f"{loaded['path']} trained other parameters: use its --train_only.")
-        optimizer.load_state_dict({**saved[kind], "param_groups": groups})
+        state = copy.deepcopy(saved[kind]["state"])  # not left in the file, as the weights
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
     scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())

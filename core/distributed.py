@@ -24,17 +24,51 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 SCREEN = TextWrapper(80, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
 
 
-def init(device: torch.device, backend: str) -> None:
-    """Join the process group. backend: auto, nccl or gloo; UserError if the device cannot."""
+PREPARING = []  # a group whose ranks wait for hours for one that prepares the data
+
+
+def init(device: torch.device, backend: str, timeout: float) -> None:
+    """Join the process group. timeout: seconds that a rank waits for the others.
+
+    backend: auto, nccl or gloo; UserError if the device cannot.
+    """
     if WORLD_SIZE == 1:
         return
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
     if backend not in ("nccl", "gloo") or (backend == "nccl" and device.type != "cuda"):
         raise UserError(f"backend={backend}: use auto, gloo, or with GPUs nccl.")
-    # flags and sums travel on the CPU; the others may wait for one that prepares the data
-    backend = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
-    dist.init_process_group(backend, timeout=timedelta(hours=2))
+    if backend == "nccl":
+        backend = "cpu:gloo,cuda:nccl"  # flags and sums travel on the CPU
+    # torchrun's store outlives a restart, with the addresses of the processes that have ended:
+    # https://github.com/pytorch/pytorch/issues/135712
+    store, _, _ = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=RANK,
+        world_size=WORLD_SIZE,
+        timeout=timedelta(seconds=timeout),
+    )
+    PREPARING.append(dist.new_group(timeout=timedelta(hours=2), backend="gloo"))
+
+
+def check_ranks_agree(facts: dict) -> None:
+    """UserError, on every rank, if a rank has other values than rank 0.
+
+    Two machines without a shared folder would otherwise wait for each other, or train two models.
+    """
+    everyone = [facts] * WORLD_SIZE
+    if WORLD_SIZE > 1:
+        dist.all_gather_object(everyone, facts)
+    for rank, theirs in enumerate(everyone):
+        for name, ours in everyone[0].items():
+            if theirs[name] != ours:
+                raise UserError(
+                    f"rank {rank} has {name}={theirs[name]} and rank 0 {ours}: all machines need "
+                    "the same command, data and out_dir, for example on a shared folder."
+                )
 
 
 def print0(text: str, wrap: bool = True) -> None:
@@ -66,10 +100,10 @@ def any_rank(flag: bool) -> bool:
 def local_rank_first() -> Iterator[None]:
     """Run the block on one process per machine first, then on the others."""
     if LOCAL_RANK > 0:
-        any_rank(False)
+        dist.barrier(PREPARING[0])
     yield
-    if LOCAL_RANK == 0:
-        any_rank(False)
+    if LOCAL_RANK == 0 and WORLD_SIZE > 1:
+        dist.barrier(PREPARING[0])
 
 
 def parallel(model: nn.Module) -> nn.Module:
@@ -77,11 +111,32 @@ def parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True) if WORLD_SIZE > 1 else model
 
 
-def catch_signals() -> list[int]:
-    """A list that will hold the number of a signal that came, of those that ask to stop.
+def stop_signals() -> list[int]:
+    """Those that ask to stop: SIGINT and SIGTERM, and, unless they are ignored, SIGHUP, of a
+    terminal that closes, and SIGUSR1, of a cluster whose time ends."""
+    others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    others = [s for s in others if signal.getsignal(s) != signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *others]
 
-    SIGINT and SIGTERM, and unless they are ignored SIGHUP, of a terminal that closes, and SIGUSR1,
-    of a cluster whose time ends. The same signal again ends the process at once.
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Signals that ask to stop are handled after the block."""
+    came: list[int] = []
+    previous = {s: signal.signal(s, lambda number, _: came.append(number)) for s in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def catch_signals() -> list[int]:
+    """A list that will hold the number of a signal that came, of stop_signals.
+
+    The same signal again ends the process at once, unless a checkpoint is being written.
     """
     caught: list[int] = []
 
@@ -92,9 +147,7 @@ def catch_signals() -> list[int]:
             with suppress(OSError):  # not print(), which this may have interrupted
                 os.write(1, b"stopping after this step; the same signal again stops at once\n")
 
-    others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-    others = [s for s in others if signal.getsignal(s) != signal.SIG_IGN]
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, *others)}
+    previous = {s: signal.signal(s, note) for s in stop_signals()}
     return caught
 
 

@@ -24,6 +24,7 @@ import torch
 from core import UserError
 from core.device import device_name, peak_flops
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, print0
+from core.files import replacing
 from core.run_folder import backup_previous_run
 
 
@@ -46,12 +47,11 @@ def read(path: str) -> list[dict]:
 
 def rewind(path: str, step: int) -> None:
     """Drop what a resumed run does again: training lines after `step`, evaluations from it on."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+    with replacing(path, "w", encoding="utf-8") as file:
         for record in read(path):
             at = record.get("step", -1)
-            if at < step or (at == step and "loss" in record):
+            if at < step or (at == step and "val_loss" not in record):
                 file.write(json.dumps(record) + "\n")
-    os.replace(f"{path}.tmp", path)
 
 
 def check_finite(what: str, *values: float) -> None:
@@ -62,7 +62,7 @@ def check_finite(what: str, *values: float) -> None:
         )
 
 
-def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> dict:
+def opening_report(settings: dict, model, data, optimizers: dict, step: int, how: str) -> dict:
     """Print what will be trained, on what and how; the facts for the first line of log.jsonl."""
     c, batch, device = model.config, data.batch_size, device_name(data.device)
     parameters = sum(p.numel() for p in model.parameters())
@@ -81,6 +81,7 @@ def opening_report(settings: dict, model, data, optimizers: dict, how: str) -> d
         modules = sorted({name.split(".")[-2] for name in names[kind]})
         print0(f"{kind:<8} {len(names[kind])} tensors: {', '.join(modules)}")
     print0(f"batch    {batch * data.T:,} tokens per step: {batch} sequences of {data.T} tokens")
+    print0(f"run      {settings['out_dir']}: steps {step} to {settings['max_iters']}")
     for warning in warnings_about(settings):
         print0(f"warning  {warning}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -138,6 +139,7 @@ class RunLog:
         self.peak_tokens_per_s = peak and peak * WORLD_SIZE / model.flops_per_token()
         self.step, self.time = start_step, time.perf_counter()
         self.failures: set[str] = set()
+        self.skip_nonfinite, self.skips, self.skipped_step = settings["skip_nonfinite"], 0, 0
         if not self.writes:
             return
         if resumed:
@@ -161,6 +163,8 @@ class RunLog:
         return True
 
     def write(self, record: dict) -> None:
+        # JSON has no NaN and no infinity
+        record = {k: v if v is None or math.isfinite(v) else None for k, v in record.items()}
         if self.writes:
             self.attempt(lambda: append(self.path, record))
             for track in self.trackers:
@@ -180,7 +184,6 @@ class RunLog:
     def training(self, step: int, loss: torch.Tensor, lr: float, grad_norm: torch.Tensor) -> None:
         """The line of `step` (from 1). loss: this rank's part of it."""
         mean_loss = all_reduce_sum(loss)[0]
-        check_finite(f"the loss of step {step}", mean_loss)
         now = time.perf_counter()
         ms, T = (now - self.time) / (step - self.step) * 1e3, self.data.T
         tokens = self.data.sequences_before(step) * T
@@ -193,10 +196,17 @@ class RunLog:
             f"step {step}/{self.max_iters}  loss {mean_loss:.4f}  {time_per_step}  "
             f"{speed:,.0f} tokens/s  {f'mfu {mfu:.0%}  ' if mfu else ''}{left} left"
         )
-        norm = grad_norm.item()  # in fp16 it overflows now and then, and JSON has no infinity
-        norm = norm if math.isfinite(norm) else None
-        record = {"step": step, "loss": mean_loss, "lr": lr, "grad_norm": norm}
+        record = {"step": step, "loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
         self.write({**record, "ms": ms, "tokens_per_s": speed, "mfu": mfu, "tokens": tokens})
+
+    def skipped(self, step: int, grad_norm: torch.Tensor) -> None:
+        """A step that left the weights as they are; UserError after too many in a row."""
+        print0(f"step {step}: the gradient is {grad_norm.item()}, the weights stay as they are")
+        self.write({"step": step, "grad_norm": grad_norm.item()})
+        self.skips = self.skips + 1 if step == self.skipped_step + 1 else 1
+        self.skipped_step = step
+        if self.skips > self.skip_nonfinite:
+            check_finite(f"the gradient of {self.skips} steps in a row", grad_norm.item())
 
     def next_command(self, tokenizer) -> str:
         """What shows what was learned: the dataset's own command, or sample.py with a prompt."""

@@ -7,7 +7,7 @@ import shutil
 from glob import escape, glob
 
 from core import UserError
-from core.checkpoint import BEST, LATEST
+from core.checkpoint import BEST, LATEST, PREVIOUS
 from core.distributed import RANK
 
 try:
@@ -58,7 +58,7 @@ def backup_previous_run(folder: str) -> str | None:
 
     Other files, and the folders of other runs, stay where they are.
     """
-    owned = (LATEST, BEST, "log.jsonl", "events.out.tfevents.*")
+    owned = (LATEST, PREVIOUS, BEST, "log.jsonl", "events.out.tfevents.*")
     found = [path for name in owned for path in glob(os.path.join(escape(folder), name))]
     if not found:
         return None

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def damage(folder, name, change):
         ("train.bin", lambda b: b[:-1], "has 1999 bytes, not those of 1000 tokens"),
         ("train.bin", lambda b: b[:-2], "has 1998 bytes, not those of 1000 tokens"),
         ("val.bin", lambda b: b"", "has 0 bytes, not those of 500 tokens"),
-        ("train.bin", lambda b: b"\xff\xff" * (len(b) // 2), "id 65535"),
+        ("train.bin", lambda b: b"\xff\xff" * (len(b) // 2), "not the file that meta.json"),
         ("meta.json", lambda b: b[:20], "is damaged"),
         ("meta.json", lambda b: b"[]", "is damaged"),
         ("meta.json", lambda b: b"{}", "is damaged"),
@@ -171,6 +172,16 @@ def test_damaged_files_are_one_sentence(numbers, name, change, sentence):
     folder = numbers()
     damage(folder, name, change)
     with pytest.raises(UserError, match=sentence):
+        open_data(folder).batch("train", 0)
+
+
+def test_ids_beyond_the_vocabulary_are_one_sentence(numbers):
+    folder = numbers()
+    meta = json.loads(Path(folder, "meta.json").read_text())
+    del meta["fingerprints"]  # written by somebody else
+    Path(folder, "meta.json").write_text(json.dumps(meta))
+    damage(folder, "train.bin", lambda b: b"\xff\xff" * (len(b) // 2))
+    with pytest.raises(UserError, match="id 65535"):
         open_data(folder).batch("train", 0)
 
 

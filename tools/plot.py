@@ -62,7 +62,7 @@ def position_of(step: int, position: dict[int, float]) -> float:
 drawn = []
 for folder in runs:
     records = log.read(os.path.join(folder, "log.jsonl"))
-    training = [r for r in records if "loss" in r]
+    training = [r for r in records if r.get("loss") is not None]  # null: NaN
     evaluations = [r for r in records if "val_loss" in r]
     if not training and not evaluations:
         raise UserError(f"{folder}/log.jsonl has nothing to draw: name the folder of a run.")
