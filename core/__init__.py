@@ -40,6 +40,10 @@ def print_user_error(kind: type[BaseException], error: BaseException, traceback)
         sentence += f"{error.strerror}."
     elif kind.__name__ == "OutOfMemoryError" or "can't allocate memory" in sentence:
         sentence = f"out of memory: lower --batch_size or --block_size. {error}"
+    elif "gloo" in sentence or kind.__name__.startswith("Dist"):
+        let_other_ranks_speak()
+        sentence = "the other processes cannot be reached: one has ended, or hangs, or the network "
+        sentence += f"is down; resume with init_from=resume. ({str(error).splitlines()[0]})"
     elif not issubclass(kind, UserError):
         let_other_ranks_speak()
         sys.__excepthook__(kind, error, traceback)

@@ -3,6 +3,7 @@
 Without torchrun there is one process, of rank 0, and every function here still works.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ def init(device: torch.device, backend: str, timeout: float) -> None:
         raise UserError(f"backend={backend}: use auto, gloo, or with GPUs nccl.")
     if backend == "nccl":
         backend = "cpu:gloo,cuda:nccl"  # flags and sums travel on the CPU
+    if sys.platform == "linux":  # if torchrun is killed, so that nobody would end its processes
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: they get this signal
     # torchrun's store outlives a restart, with the addresses of the processes that have ended:
     # https://github.com/pytorch/pytorch/issues/135712
     store, _, _ = next(dist.rendezvous("env://"))

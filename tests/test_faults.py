@@ -194,6 +194,35 @@ def test_torchrun_restarts_killed_ranks_as_if_nothing_had_happened(toy, tmp_path
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the ranks outlive torchrun")
+def test_when_torchrun_is_killed_its_ranks_save_and_end(toy, tmp_path):
+    run = [*RUN, "--max_iters=400", "--eval_interval=200", "--init_from=auto"]
+    straight = start_torchrun(tmp_path, *run, "--out_dir=straight")
+    assert straight.wait(120) == 0
+    process = start_torchrun(tmp_path, *run, "--out_dir=run")
+    for line in process.stdout:
+        if line.startswith("step 50/"):
+            process.kill()
+    # the pipe is closed: the last of them has ended
+    assert 50 <= checkpoint.load(f"{tmp_path}/run/ckpt.pt")["step"] < 200
+    assert start_torchrun(tmp_path, *run, "--out_dir=run").wait(120) == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="finds the ranks in /proc, as Linux has it")
+def test_a_rank_that_hangs_is_one_sentence_after_the_timeout(toy, tmp_path):
+    launcher = ("--standalone", "--nproc_per_node=2", "--shutdown-timeout=1")
+    options = [*RUN, "--max_iters=100000", "--eval_interval=0", "--dist_timeout=3"]
+    process = start_torchrun(tmp_path, *options, launcher=launcher)
+    out = []
+    for line in process.stdout:
+        out.append(line)
+        if line.startswith("step 20/"):
+            os.kill(pid_of_rank(process.pid, "1"), signal.SIGSTOP)
+    assert process.wait(60) != 0 and "rank0]: Traceback" not in "".join(out)
+    assert "the other processes cannot be reached: one has ended, or hangs" in "".join(out)
+
+
 SLOW_SAVE = """
 import runpy, sys, time, torch
 sys.argv = sys.argv[1:]
