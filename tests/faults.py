@@ -52,6 +52,7 @@ def wait_for_moment(run: Run) -> str:
         names = {"ckpt.pt.tmp", "best.pt.tmp"}
         run.wait_until(lambda: run.out.exists() and names & set(os.listdir(run.out)), "a save")
         time.sleep(rng.choice([0, rng.uniform(0, 0.005)]))
+    run.before = run.last_step
     return f"at a random {where}" if where != "start" else "at the start"
 
 

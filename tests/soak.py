@@ -23,7 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+if __name__ == "__main__":  # before torch is imported, which counts its threads
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import requests  # noqa: F401  what train.py imports is imported before the first fork
 import torch
@@ -66,6 +67,8 @@ def compare(run: Run, undisturbed: Path) -> None:
     if ours is None:
         raise Lost("the last ckpt.pt is not whole")
     unsaved = {"best_val_loss"} if run.best_is_lost else set()
+    for state in (ours, theirs):  # learning rates among them are set anew before every step
+        state["optimizers"] = {k: o["state"] for k, o in state["optimizers"].items()}
     for name in theirs.keys() - {"config"} - unsaved:
         if not same(ours[name], theirs[name]):
             raise Lost(f"{name!r} in ckpt.pt differs from that of the undisturbed run")
@@ -135,9 +138,9 @@ class Soak:
 
     def fault(self, run: Run, name: str) -> None:
         """Inject one, see to it that the run goes on. Finished if the run had ended before it."""
+        run.before = run.last_step
         detail = FAULTS[name](run)
         self.times[name] += bool(detail)
-        before = run.last_step
         if run.process.poll() is None:
             run.wait_for_progress()
             became = "goes on"
@@ -145,7 +148,7 @@ class Soak:
             run.check_what_was_said()
             became = f"-> {run.start()}"
         if detail:
-            self.say(f"{name:<10} {detail:<44} step {before} {became}")
+            self.say(f"{name:<10} {detail:<44} step {run.before} {became}")
 
     def lose(self, run: Run, what: str, error: Lost) -> None:
         run.stop()

@@ -135,13 +135,14 @@ class Run:
 
     floor: the step of its newest whole checkpoint when it was looked at last.
     log_is_damaged, best_is_lost: a fault took what nobody can bring back, such as a line.
+    before: the last step in its log when the last fault came.
     is_silent: a fault took its standard output.
     """
 
     def __init__(self, work: Path, name: str, options: list, processes: int, rng: Random):
         self.work, self.out, self.rng, self.processes = work, work / "out" / name, rng, processes
         self.options = [*options, f"--out_dir=out/{name}", "--init_from=auto"]
-        self.said, self.starts, self.floor = work / "said.txt", 0, 0
+        self.said, self.floor, self.before = work / "said.txt", 0, 0
         self.log_is_damaged = self.best_is_lost = self.is_silent = False
         self.process = None
 
