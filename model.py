@@ -236,6 +236,7 @@ class GPT(nn.Module):
 
         A shorter block_size drops the later positions. UserError where a tensor does not fit.
         """
+        model_args = checkpoint.check_model_args(GPTConfig, model_args, state_dict)
         state_dict, wpe = dict(state_dict), "transformer.wpe.weight"
         try:
             with SkipInit():
@@ -243,7 +244,7 @@ class GPT(nn.Module):
             if wpe in state_dict:
                 state_dict[wpe] = state_dict[wpe][: model.config.block_size]
             model.load_state_dict(state_dict, assign=True)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, IndexError) as error:
             reason = str(error).split("\n\t", 1)[-1].splitlines()[0]
             raise UserError(f"the weights do not fit their own model_args: {reason}") from None
         if not model.config.untied_head:

@@ -20,7 +20,7 @@ from configurator import configure
 from tqdm import tqdm
 
 from core import UserError, texts
-from core.dataset import Writer
+from core.dataset import Writer, folder_for
 from core.splits import Splits
 from core.tokenizer import END, ByteTokenizer, CharTokenizer, GPT2Tokenizer
 
@@ -43,6 +43,7 @@ if left_out:
 name = name or os.path.basename(os.path.normpath(input)).split(".")[0]
 if not name or "*" in name:
     raise UserError(f"--input={input} gives the dataset no name: add --name=NAME.")
+folder = folder_for(name)
 
 
 # ---- a first look: how long the documents are, and which characters they have --------------------
@@ -73,7 +74,7 @@ def pieces() -> Iterator[texts.Piece]:
         yield from texts.split_pieces(document, train_length, with_end=count > 1)
 
 
-folder, source = os.path.join("data", name), {"name": input, "documents": count}
+source = {"name": input, "documents": count}
 bar = tqdm(total=splits.num_bytes, desc="encoding", unit="B", unit_scale=True)
 with bar, Writer(folder, coder, source) as writer:
     for ids, sizes in texts.encoded(pieces(), coder):

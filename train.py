@@ -26,7 +26,7 @@ from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
 from core.gpt2 import set_size
-from core.log import RunLog, check_finite, opening_report
+from core.log import RunLog, check_finite, check_has_targets, opening_report
 from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
 from core.run_folder import check_outputs
 from model import GPT, GPTConfig
@@ -120,8 +120,7 @@ distributed.check_ranks_agree({**settings, **start, **data.fingerprints})
 steps_left = data.full_batches(max_iters) - data.full_batches(start_step)
 flops = model.flops_per_token() * steps_left * batch * data.T / WORLD_SIZE
 compiled = should_compile(compile, device, flops)
-how = f"matmul dtype {str(matmul_dtype)[6:]}, {'compiled' if compiled else 'eager'}"
-facts = opening_report(settings, model, data, optimizers, start_step, how)
+facts = opening_report(settings, model, data, optimizers, start_step, matmul_dtype, compiled)
 multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
 x, y = data.batch("train", start_step, multiple)
 if compiled:
@@ -152,6 +151,7 @@ def split_loss(split: str, limit: int) -> tuple[float, float]:
         if any_rank(bool(caught)):
             break
     loss, targets, correct, examples = all_reduce_sum(*torch.stack(sums).cpu().double().sum(0))
+    check_has_targets(split, targets)
     return loss / targets, correct / examples
 
 

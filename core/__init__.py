@@ -1,5 +1,6 @@
 """What the scripts share, one noun per file. Nothing here runs on import."""
 
+import atexit
 import io
 import json
 import os
@@ -19,7 +20,10 @@ def set_up_script() -> None:
     """What every script wants of its process, before anything else is imported."""
     sys.excepthook = print_user_error
     if os.environ.get("RANK", "0") == "0":  # others have none, and may wait where Python cannot act
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the script's clean-up
+        for name in ("SIGTERM", "SIGHUP"):  # end by way of the script's clean-up
+            number = getattr(signal, name, signal.SIGTERM)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+                signal.signal(number, lambda number, frame: sys.exit(128 + number))
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what its encoding lacks is a question mark
@@ -27,7 +31,7 @@ def set_up_script() -> None:
 
 def print_user_error(kind: type[BaseException], error: BaseException, traceback) -> None:
     """A sys.excepthook: what the user can mend is one sentence and exit status 2."""
-    status, sentence = 2, str(error)
+    status, sentence = 2, " ".join(str(error).splitlines())
     if issubclass(kind, BrokenPipeError):  # the reader, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141)
@@ -59,9 +63,15 @@ def print_user_error(kind: type[BaseException], error: BaseException, traceback)
         # torch.distributed's own hook, around this one, would swallow what goes to sys.stderr
         print(f"{script}: {sentence}", file=sys.__stderr__)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        sys.stdout.flush()
-        os._exit(status)  # without the interpreter's teardown, in which gloo aborts now and then
+        exit_at_once(status)
     raise SystemExit(status)
+
+
+def exit_at_once(status: int) -> None:
+    """End without the interpreter's teardown, in which gloo aborts in 2 of 60 runs."""
+    atexit._run_exitfuncs()  # what others asked for, such as trackers that still send
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def let_other_ranks_speak() -> None:

@@ -10,6 +10,7 @@ nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same 
 
 import copy
 import os
+import pickle
 import zipfile
 from dataclasses import asdict
 from glob import glob
@@ -21,8 +22,10 @@ from core.dataset import read_meta
 from core.distributed import local_rank_first, print0, signals_wait
 from core.files import replacing
 from core.kernels import pad_vocab
+from core.settings import read_settings
 from core.tokenizer import Tokenizer, from_dict
 
+LONGEST_CONTEXT = 2**24  # rotary positions have no tensor that would tell
 LATEST, PREVIOUS, BEST = "ckpt.pt", "ckpt.prev.pt", "best.pt"
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
 DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}}
@@ -55,11 +58,28 @@ def load(source: str) -> dict:
     """
     path = resolve_checkpoint(source)
     loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
+    for name in DEFAULTS.keys() & loaded.keys() - {"task"}:
+        kinds = (type(DEFAULTS[name]), dict) if name == "tokenizer" else type(DEFAULTS[name])
+        if not isinstance(loaded[name], kinds):
+            raise UserError(f"{path} is damaged: {name} is {str(loaded[name])[:40]}.")
     for name, tensor in loaded["model"].items():
         if not tensor.sum(dtype=torch.float32).isfinite():  # fp16 could overflow in the sum
             raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
     # in memory, since a mapped file that is overwritten would end the process
     return {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
+
+
+def check_model_args(config: type, args: dict, weights: dict) -> dict:
+    """`args`, checked for the dataclass `config`; UserError if they are not those of the weights,
+    before memory is taken for another model."""
+    settings = read_settings(config)
+    args = {k: settings[k].check(v, "model_args") if k in settings else v for k, v in args.items()}
+    layers = len({name.split(".")[2] for name in weights if name.startswith("transformer.h.")})
+    if args.get("n_layer", layers) != layers:
+        raise UserError(f"model_args has n_layer={args['n_layer']}, the weights {layers} layers.")
+    if args.get("block_size", 0) > LONGEST_CONTEXT:
+        raise UserError(f"model_args: block_size={args['block_size']} is too long a context.")
+    return args
 
 
 def saved_in(folder: str) -> list[str]:
@@ -105,10 +125,12 @@ def load_file(path: str) -> dict:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damage shows in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        if isinstance(error, pickle.UnpicklingError):  # torch would say how to run it all the same
+            reason = "it holds more than tensors, numbers and text"
         raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
     weights, args = map(loaded.get, ("model", "model_args")) if isinstance(loaded, dict) else (0, 0)
     is_state = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
-    if not is_state or "vocab_size" not in (args or {}):
+    if not is_state or not isinstance(args, dict) or type(args.get("vocab_size")) is not int:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     try:
         return loaded if "tokenizer" in loaded else nanogpt.read_checkpoint(loaded)

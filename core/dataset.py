@@ -26,6 +26,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PREPARE = "FOLIO_PREPARE"  # in the environment: the setting `prepare` that a script was started by
 DEFAULTS = {"dtype": "uint16", "row_length": None, "task": None, "use": "", "prepare": None}
 DEFAULTS |= {"fingerprints": {}}
+TYPES = {"tokenizer": dict, "source": dict, "dtype": str, "use": str, "fingerprints": dict}
+TYPES |= {"row_length": (int, type(None)), "prepare": (str, list, type(None))}
+TYPES |= {f"{split}_{what}": int for split in SPLITS for what in ("tokens", "bytes")}
+
+
+def folder_for(name: str) -> str:
+    """data/NAME, to write a dataset to; UserError if that is not below data/."""
+    folder = os.path.normpath(os.path.join("data", name))
+    if not folder.startswith(os.path.join("data", "")):
+        raise UserError(f"--name={name} is not below data/: give a name such as my_text.")
+    return folder
 
 
 class Writer:
@@ -49,6 +60,9 @@ class Writer:
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
+        for path in glob(os.path.join(escape(self.folder), ".*.tmp")):
+            if not is_alive(path.split(".")[-2]):  # it was killed
+                os.remove(path)
         return self
 
     def append(self, split: str, ids, mask=None, num_bytes: int = 0) -> None:
@@ -69,7 +83,7 @@ class Writer:
 
     def write(self, name: str, array: np.ndarray) -> None:
         if name not in self.files:
-            self.files[name] = open(os.path.join(self.folder, f".{name}.{os.getpid()}.tmp"), "wb")
+            self.files[name] = open(os.path.join(self.folder, f".{name}.{os.getpid()}.tmp"), "xb")
         self.files[name].write(array.tobytes())
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -121,6 +135,17 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
+def is_alive(pid: str) -> bool:
+    """Whether a process of this number is there, other than this one."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return int(pid) != os.getpid()
+
+
 def words_of_this_command() -> list[str]:
     """The script or module that runs, without its folder, and its options."""
     spec = sys.modules["__main__"].__spec__
@@ -136,8 +161,13 @@ def read_meta(folder: str) -> dict:
                 meta = {**DEFAULTS, "source": {"name": "an unknown source"}, **json.load(file)}
         else:
             meta = {**DEFAULTS, **nanogpt.read_meta(folder)}
+        for key, kinds in TYPES.items():
+            if key in meta and not isinstance(meta[key], kinds):
+                raise ValueError(f"{key} is {str(meta[key])[:40]}")
+        if meta["row_length"] is not None and meta["row_length"] < 2:
+            raise ValueError(f"row_length is {meta['row_length']}")
         from_dict(meta["tokenizer"])
-        DTYPES[meta["dtype"]], meta["source"]["name"], meta["fingerprints"].get
+        DTYPES[meta["dtype"]], meta["source"]["name"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is damaged ({reason}): run its prepare script again.") from None

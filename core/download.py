@@ -1,12 +1,13 @@
 """Download a plain file: checked, and there only once it is whole. The hub has its own client."""
 
-import contextlib
 import hashlib
 import os
+from typing import IO
 
 import requests
 
 from core import UserError
+from core.files import replacing
 
 
 def download(urls: str, path: str, sha256: str = "", progress=None, attempts: int = 3) -> None:
@@ -15,33 +16,30 @@ def download(urls: str, path: str, sha256: str = "", progress=None, attempts: in
     urls: addresses with spaces between them, tried in turn, the last followed by the first again.
     sha256: of the file, "" = anything. progress: tqdm or its like. attempts: of each address.
     """
-    part, failures = f"{path}.part", {}
+    failures = {}
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    try:
-        for url in urls.split() * attempts:
-            try:
-                found = fetch(url, part, progress)
-            except requests.RequestException as error:
-                status = getattr(error.response, "status_code", None)
-                failures[url] = f"status {status}" if status else type(error).__name__
-                continue
-            if not sha256 or found == sha256:
-                os.replace(part, path)
-                return
-            failures[url] = f"its sha256 is {found}, not {sha256}"
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
+    for url in urls.split() * attempts:
+        try:
+            with replacing(path) as file:
+                found = fetch(url, file, progress)
+                if sha256 and found != sha256:
+                    raise UserError(f"its sha256 is {found}, not {sha256}")
+            return
+        except UserError as error:
+            failures[url] = str(error)
+        except requests.RequestException as error:
+            status = getattr(error.response, "status_code", None)
+            failures[url] = f"status {status}" if status else type(error).__name__
     reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
     raise UserError(
         f"{path} cannot be downloaded ({reasons}). Without a network, give the file as --input."
     )
 
 
-def fetch(url: str, path: str, progress) -> str:
-    """Write what the address gives to `path`, and return its sha256."""
+def fetch(url: str, file: IO[bytes], progress) -> str:
+    """Write what the address gives to `file`, and return its sha256."""
     digest = hashlib.sha256()
-    with requests.get(url, stream=True, timeout=(5, 30)) as answer, open(path, "wb") as file:
+    with requests.get(url, stream=True, timeout=(5, 30)) as answer:
         answer.raise_for_status()
         size = int(answer.headers.get("Content-Length", 0)) or None
         bar = progress(total=size, unit="B", unit_scale=True) if progress else None

@@ -62,14 +62,23 @@ def check_finite(what: str, *values: float) -> None:
         )
 
 
-def opening_report(settings: dict, model, data, optimizers: dict, step: int, how: str) -> dict:
+def check_has_targets(split: str, targets: float) -> None:
+    if not targets:
+        raise UserError(
+            f"the sequences of {split} that are evaluated have no target, all is masked: raise "
+            "--eval_iters, or prepare the data with other examples."
+        )
+
+
+def opening_report(s: dict, model, data, optimizers: dict, step: int, dtype, compiled) -> dict:
     """Print what will be trained, on what and how; the facts for the first line of log.jsonl."""
     c, batch, device = model.config, data.batch_size, device_name(data.device)
     parameters = sum(p.numel() for p in model.parameters())
     splits = " + ".join(f"{split.length:,} {name}" for name, split in data.splits.items())
     source = data.meta["source"]["name"]
     source = source if len(source) <= 60 else f"...{source[-57:]}"
-    print0(f"device   {WORLD_SIZE} x {device}, {how}")
+    how = "compiled" if compiled else "eager"
+    print0(f"device   {WORLD_SIZE} x {device}, matmul dtype {str(dtype)[6:]}, {how}")
     print0(f"data     {data.folder}: {splits} tokens of {source}")
     print0(
         f"model    {parameters:,} parameters: {c.n_layer} layers, {c.n_head} heads, {c.n_embd} "
@@ -81,11 +90,11 @@ def opening_report(settings: dict, model, data, optimizers: dict, step: int, how
         modules = sorted({name.split(".")[-2] for name in names[kind]})
         print0(f"{kind:<8} {len(names[kind])} tensors: {', '.join(modules)}")
     print0(f"batch    {batch * data.T:,} tokens per step: {batch} sequences of {data.T} tokens")
-    print0(f"run      {settings['out_dir']}: steps {step} to {settings['max_iters']}")
-    for warning in warnings_about(settings):
+    print0(f"run      {s['out_dir']}: steps {step} to {s['max_iters']}")
+    for warning in warnings_about(s):
         print0(f"warning  {warning}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    facts = {"config": settings, "versions": versions, "device": device, "world_size": WORLD_SIZE}
+    facts = {"config": s, "versions": versions, "device": device, "world_size": WORLD_SIZE}
     return facts | {"parameters": parameters, "optimizers": names, "source": data.meta["source"]}
 
 

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import os
 import shutil
+from contextlib import suppress
 from glob import escape, glob
 
 from core import UserError
@@ -29,6 +30,9 @@ def check_outputs(settings: dict) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
         lock(folder)
+        for name in (LATEST, BEST, "log.jsonl"):
+            with suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, f"{name}.tmp"))  # of a run that was killed
     except OSError as error:
         raise UserError(f"out_dir={folder!r} cannot be written: {error.strerror}.") from None
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from core import UserError
-from core.textfile import reading
+from core.textfile import LONGEST_LINE, lines, reading
 
 PIECE = 2**20  # characters read at once
+LONGEST_ARRAY = 2**30  # characters; its objects take several times as much memory
 STRINGS = ("string", "large_string", "string_view")  # parquet's types of text
 Rows = Iterator[tuple[str, object]]  # where it is, the row
 
@@ -39,14 +40,20 @@ def array_texts(path: str, column: str, encoding: str | None) -> Iterator[str]:
 
 def jsonl_rows(path: str, encoding: str | None) -> Rows:
     with reading(path, encoding) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(lines(file, path), start=1):
             if line.strip():
                 yield f"{path}, line {number}", parse(line, f"{path}, line {number}")
 
 
 def array_rows(path: str, encoding: str | None) -> Rows:
     with reading(path, encoding) as file:
-        rows = parse(file.read(), path)
+        text = file.read(LONGEST_ARRAY + 1)
+        if len(text) > LONGEST_ARRAY:
+            raise UserError(
+                f"{path} has more than {LONGEST_ARRAY:,} characters, and an array is read as a "
+                "whole: make it .jsonl, one object per line."
+            )
+        rows = parse(text, path)
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
 
@@ -80,10 +87,10 @@ def json_texts(rows: Rows, path: str, column: str) -> Iterator[str]:
 
 
 def csv_texts(path: str, column: str, encoding: str | None, delimiter: str = ",") -> Iterator[str]:
-    csv.field_size_limit(2**31 - 1)  # the largest that Windows accepts
+    csv.field_size_limit(LONGEST_LINE)
     # csv tells line breaks in quotes from others itself
     with reading(path, encoding, newline="") as file:
-        rows = csv.DictReader(file, delimiter=delimiter)
+        rows = csv.DictReader(lines(file, path), delimiter=delimiter)
         try:
             if column not in (rows.fieldnames or ()):
                 raise no_column(path, column, rows.fieldnames or ())

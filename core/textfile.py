@@ -14,6 +14,7 @@ from core import UserError
 
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 BINARY = "binary"
+LONGEST_LINE = 2**28  # characters; more is no text, but may be a small .gz that unpacks to it
 DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
 
 
@@ -39,6 +40,16 @@ def reading(path: str, encoding: str | None = None, **how) -> Iterator[IO[str]]:
             yield io.TextIOWrapper(file, used, **how)
         except UnicodeDecodeError as error:
             raise wrong_encoding(path, used, encoding, error) from None
+
+
+def lines(file: IO[str], path: str) -> Iterator[str]:
+    """The lines of a file, as iterating gives them; UserError if one is endless."""
+    number = 1
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"{path}, line {number}, has more than {LONGEST_LINE:,} characters.")
+        yield line
+        number += 1
 
 
 def encoding_of(start: bytes, encoding: str | None) -> str:

@@ -163,10 +163,12 @@ class GPT2Tokenizer(Tokenizer):
 
 
 def from_dict(saved: dict) -> Tokenizer:
-    """The tokenizer that to_dict() described."""
-    kind = saved.get("kind")
+    """The tokenizer that to_dict() described; UserError if nothing did."""
+    kind, chars, special = (saved.get(name, []) for name in ("kind", "chars", "special"))
+    if not all(isinstance(piece, str) and piece for piece in [*chars, *special]):
+        raise UserError(f"the tokenizer is damaged: {str(saved)[:60]}")
     if kind == "char":
-        return CharTokenizer(saved["chars"], saved["special"])
+        return CharTokenizer(chars, special)
     if kind in ("byte", "gpt2"):
-        return ByteTokenizer() if kind == "byte" else GPT2Tokenizer(saved.get("special", ()))
+        return ByteTokenizer() if kind == "byte" else GPT2Tokenizer(special)
     raise UserError(f"unknown tokenizer {kind!r}: char, byte and gpt2 are known.")

@@ -74,6 +74,7 @@ def train(work: Path, options: list, said: Path, script="train.py", stdout=None,
         os.dup2(file if stdout is None else stdout, 1)
         os.dup2(file, 2)
         os.closerange(3, 256)
+        sys.stdout = open(1, "w", closefd=False)  # it knows whether its file can seek
         sys.argv, sys.path[0] = [str(ROOT / script), *options], str(ROOT)
         status = 0
         try:

@@ -80,7 +80,7 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not a checkpoint of"):
         checkpoint.load("c.pt")
     torch.save({"model": Evil(), "model_args": {}}, "d.pt")
-    with pytest.raises(UserError, match="damaged or not a checkpoint"):
+    with pytest.raises(UserError, match="it holds more than tensors, numbers and text"):
         checkpoint.load("d.pt")
     torch.save({"model": {"w": 3}, "model_args": ARGS, "tokenizer": None}, "i.pt")
     with pytest.raises(UserError, match="not a checkpoint of"):
@@ -146,6 +146,22 @@ def test_weights_do_not_depend_on_the_file_that_they_came_from(tmp_path):
     loaded = checkpoint.load(path)["model"]["w"]
     os.truncate(path, 0)  # a map of it would end the process here
     assert torch.equal(loaded, weights["w"])
+
+
+def test_absurd_sizes_are_refused_before_memory_is_taken():
+    model = GPT(GPTConfig(**ARGS, rotary=True))
+    absurd = [("n_layer", 10**9), ("block_size", 10**12), ("n_embd", 10**6), ("n_head", 10**9)]
+    for name, value in [*absurd, ("vocab_size", 10**9), ("n_layer", -1), ("dropout", "much")]:
+        with pytest.raises(UserError, match=f"{name}|do not fit|divisible"):
+            GPT.from_state_dict({**vars(model.config), name: value}, model.state_dict())
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    os.symlink(tmp_path / "precious", tmp_path / "ckpt.pt.tmp")
+    checkpoint.save({"model": {}, "model_args": ARGS}, str(tmp_path / "ckpt.pt"))
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "precious"]
 
 
 def nanogpt_state(model: GPT, rows: int) -> dict:

@@ -53,6 +53,17 @@ def test_a_resumed_run_continues_its_wandb_run(toy, tmp_path):
     assert sorted({record["at"] for record in records if "loss" in record}) == [1, 2, 3, 4, 5, 6]
 
 
+def test_wandb_is_finished_under_torchrun_too(toy, tmp_path):
+    (tmp_path / "wandb.py").write_text(
+        FAKE_WANDB + "import atexit\natexit.register(write, finished=True)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, ROOT / "train.py", *RUN, "--max_iters=3", "--wandb_log"]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+    assert log.read(f"{tmp_path}/wandb.jsonl")[-1] == {"finished": True}
+
+
 def test_a_resumed_run_has_no_point_twice_in_tensorboard(script, toy, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

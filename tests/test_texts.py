@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
-from core import tables, texts
+from core import UserError, tables, textfile, texts
 from core.dataset import read_meta
 from core.tokenizer import END, ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_dict
 
@@ -311,6 +311,83 @@ def test_the_likely_encoding_is_named_and_works(script, tmp_path, encoding):
     if encoding == "gb18030":
         wrong = script(*command, "--encoding=ascii", status=None).stderr.splitlines()[-1]
         assert "a.txt, line 1, is not ASCII" in wrong and "add --encoding=gb18030" in wrong
+
+
+WAITING = """
+import runpy, sys, time
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].removesuffix("prepare_text.py"))
+from core import dataset
+write, appended = dataset.Writer.append, []
+def append(self, *arguments, **more):
+    write(self, *arguments, **more)
+    print("writing", flush=True)
+    time.sleep(60)
+dataset.Writer.append = append
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_a_prepare_that_is_ended_leaves_the_old_dataset_and_nothing_else(script, tmp_path, number):
+    text = tmp_path / "a.txt"
+    text.write_text("one two three " * 200)
+    options = ["--input=a.txt", "--name=mine", "--tokenizer=byte"]
+    script("prepare_text.py", *options)
+    folder = tmp_path / "data" / "mine"
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    text.write_text("four five six " * 200)
+    command = [sys.executable, "-c", WAITING, ROOT / "prepare_text.py", *options]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.stdout.readline().strip() != "writing":
+        assert process.poll() is None
+    os.killpg(process.pid, number)  # all that it has started, too
+    assert process.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
+    left = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if number == signal.SIGKILL:  # then the next run cleans up
+        assert any(name.endswith(".tmp") for name in left)
+        script("prepare_text.py", *options)
+        assert {path.name for path in folder.iterdir()} == set(old)
+        assert (folder / "train.bin").read_bytes() != old["train.bin"]
+    else:
+        assert left == old
+
+
+def test_nohup_keeps_a_prepare_from_ending_with_its_terminal(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three " * 200)
+    command = [sys.executable, "-c", WAITING.replace("sleep(60)", "sleep(1)")]
+    options = [ROOT / "prepare_text.py", "--input=a.txt", "--tokenizer=byte"]
+    process = subprocess.Popen(
+        ["nohup", *command, *options], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    while process.stdout.readline().strip() != "writing":
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0 and (tmp_path / "data" / "a" / "train.bin").exists()
+
+
+@pytest.mark.parametrize("name", ["../mine", "/tmp/mine", ".", "a/../.."])
+def test_a_name_that_leads_out_of_data_is_one_sentence(script, tmp_path, name):
+    (tmp_path / "a.txt").write_text("one two three " * 200)
+    options = ["--input=a.txt", f"--name={name}", "--tokenizer=byte"]
+    said = script("prepare_text.py", *options, status=2).stderr
+    assert f"--name={name} is not below data/" in said and not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json.gz"])
+def test_a_small_file_that_unpacks_to_an_endless_row_is_one_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(textfile, "LONGEST_LINE", 10**6)
+    monkeypatch.setattr(tables, "LONGEST_LINE", 10**6)
+    monkeypatch.setattr(tables, "LONGEST_ARRAY", 10**6)
+    start = {"a.jsonl.gz": b'{"text": "', "a.csv.gz": b'text\n"', "a.json.gz": b'[{"text": "'}[name]
+    path = str(tmp_path / name)
+    with gzip.open(path, "wb") as file:
+        file.write(start + b"x" * 10**7)
+    assert os.path.getsize(path) < 20_000
+    with pytest.raises(UserError, match=r"more than 1,000,000 characters|field larger"):
+        list(tables.rows_of(path)(path, "text", "utf-8"))
 
 
 def test_an_unknown_encoding_is_one_sentence(script, tmp_path):

@@ -300,6 +300,12 @@ def test_masked_examples_report_the_fraction_that_is_correct(script, numbers, tm
     assert records[0]["val_accuracy"] < 0.2 and records[-1]["val_accuracy"] > 0.95
 
 
+def test_an_evaluation_without_a_target_is_one_sentence(script, numbers, tmp_path):
+    numbers(mask=lambda i: i > 600)  # none of val's 500 tokens
+    said = script("train.py", *RUN, "--dataset=numbers", status=2).stderr
+    assert "the sequences of val that are evaluated have no target" in said
+
+
 def test_an_interval_of_zero_evaluates_after_the_last_step_only(script, toy, tmp_path):
     script("train.py", *RUN, "--max_iters=4", "--eval_interval=0", "--out_dir=out")
     assert list(evaluations(tmp_path / "out")) == [4]

@@ -30,7 +30,7 @@ from configurator import configure
 from tqdm import tqdm
 
 from core import UserError
-from core.dataset import Writer
+from core.dataset import Writer, folder_for
 from core.download import download
 from core.splits import Splits
 from core.textfile import reading
@@ -55,7 +55,7 @@ seed = 1337  # of the choice of dialogues
 globals().update(configure(__file__))
 
 # ---- the dialogues -------------------------------------------------------------------------------
-folder = os.path.join("data", name)
+folder = folder_for(name)
 paths = input.split(",") if input else [os.path.join(folder, "input.txt")]
 if not input and not os.path.exists(paths[0]):
     download(url, paths[0], progress=tqdm)

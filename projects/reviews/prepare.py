@@ -26,7 +26,7 @@ from collections import Counter
 from configurator import configure
 
 from core import UserError, checkpoint
-from core.dataset import Writer
+from core.dataset import Writer, folder_for
 from core.splits import Splits
 from core.tokenizer import PAD, UNK, CharTokenizer, Tokenizer, from_dict
 from projects.reviews.labels import EXTRACT, label_token, labelled_rows, questions
@@ -95,7 +95,7 @@ else:
 
 # ---- the examples --------------------------------------------------------------------------------
 task = {"kind": "labels", "labels": labels, "length": length, "padded": not masked}
-folder = os.path.join("data", name)
+folder = folder_for(name)
 source = {"name": os.path.basename(input), "texts": len(label_of)}
 val_csv = os.path.join(folder, "val.csv")
 use = f"python -m projects.reviews.classify --out_dir={{out_dir}} --input={shlex.quote(val_csv)}"

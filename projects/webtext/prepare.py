@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from core import UserError, splits, texts
-from core.dataset import DTYPES, SPLITS, Writer, read_meta
+from core.dataset import DTYPES, SPLITS, Writer, folder_for, read_meta
 from core.tokenizer import GPT2Tokenizer
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ import pyarrow.parquet  # noqa: F401 (core/tables.py reads by it)
 from huggingface_hub import HfApi, errors, hf_hub_download
 
 splits.check_fraction(val_fraction)
-folder, tokenizer = os.path.join("data", name), GPT2Tokenizer()
+folder, tokenizer = folder_for(name), GPT2Tokenizer()
 unfinished = os.path.join(folder, "shards")  # the downloads, and a dataset of each finished shard
 
 
@@ -91,6 +91,7 @@ def pieces(path: str) -> Iterator[texts.Piece]:
 def tokenize(shard: int, path: str, target: str) -> None:
     """Write the shard's tokens as a dataset of its own, which is there only once it is whole."""
     shutil.rmtree(target, ignore_errors=True)  # of other settings
+    shutil.rmtree(f"{target}.tmp", ignore_errors=True)  # of a process that was killed
     bar = tqdm(desc=f"shard {shard + 1}/{len(paths)}", unit="B", unit_scale=True)
     with bar, Writer(f"{target}.tmp", tokenizer, source) as writer:
         for ids, sizes in texts.encoded(pieces(path), tokenizer):
