@@ -102,9 +102,12 @@ def read(folder: str) -> dict:
 def read_json(path: str) -> dict:
     with open(path, encoding="utf-8") as file:
         try:
-            return json.load(file)
-        except ValueError as error:
+            content = json.load(file)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object.")
+    return content
 
 
 def read_tensors(folder: str) -> dict[str, torch.Tensor]:
