@@ -148,10 +148,10 @@ def split_loss(split: str, limit: int) -> tuple[float, float]:
         is_example = is_target.any(1)
         correct = (is_example & ~wrong.any(1)).sum()
         sums.append(torch.stack([loss, is_target.sum(), correct, is_example.sum()]))
-        if any_rank(bool(caught)):
+        if cut_short := any_rank(bool(caught)):
             break
     loss, targets, correct, examples = all_reduce_sum(*torch.stack(sums).cpu().double().sum(0))
-    check_has_targets(split, targets)
+    targets = check_has_targets(split, targets, cut_short)
     return loss / targets, correct / examples
 
 

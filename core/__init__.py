@@ -1,12 +1,15 @@
 """What the scripts share, one noun per file. Nothing here runs on import."""
 
 import atexit
+import ctypes
 import io
 import json
 import os
 import signal
 import sys
 import time
+
+PREPARE = "FOLIO_PREPARE"  # in the environment: the setting `prepare` that a script was started by
 
 
 class UserError(Exception):
@@ -24,12 +27,21 @@ def set_up_script() -> None:
             number = getattr(signal, name, signal.SIGTERM)
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
                 signal.signal(number, end_by_signal)
+    if PREPARE in os.environ:  # train.py has started it
+        end_with_parent()
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what its encoding lacks is a question mark
 
 
+def end_with_parent() -> None:
+    """If the process that started this one is killed, which could not end it any more, end too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def end_by_signal(number: int, frame) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one does not cut the clean-up short
     sys.unraisablehook = lambda _: None  # of objects that were being made
     sys.exit(128 + number)
 

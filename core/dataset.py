@@ -15,15 +15,14 @@ from glob import escape, glob
 
 import numpy as np
 
-from core import UserError, nanogpt
-from core.distributed import local_rank_first
+from core import PREPARE, UserError, nanogpt
+from core.distributed import local_rank_first, signals_wait
 from core.files import sync_folder
 from core.tokenizer import UNK, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PREPARE = "FOLIO_PREPARE"  # in the environment: the setting `prepare` that a script was started by
 DEFAULTS = {"dtype": "uint16", "row_length": None, "task": None, "use": "", "prepare": None}
 DEFAULTS |= {"fingerprints": {}}
 TYPES = {"tokenizer": dict, "source": dict, "dtype": str, "use": str, "fingerprints": dict}
@@ -90,7 +89,8 @@ class Writer:
         """Rename everything into place, or leave nothing."""
         try:
             if kind is None:
-                self.rename_all()
+                with signals_wait():
+                    self.rename_all()
         finally:
             for file in self.files.values():
                 with contextlib.suppress(OSError):  # of a full disk, raised already
@@ -198,7 +198,12 @@ def ensure_prepared(folder: str, command: str) -> Tokenizer:
             start = [os.path.join(ROOT, script)] if script.endswith(".py") else ["-m", script]
             path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
             environment = {**os.environ, "PYTHONPATH": path, PREPARE: command}
-            subprocess.run([sys.executable, *start, *options], env=environment)
+            with subprocess.Popen([sys.executable, *start, *options], env=environment) as process:
+                try:
+                    process.wait()
+                except BaseException:  # a signal: the script cleans up, and is waited for
+                    process.terminate()
+                    raise
     if command and not is_made_by(folder, command):
         raise UserError(f"--prepare={command!r} did not make {folder}/train.bin.")
     if not os.path.exists(os.path.join(folder, "train.bin")):

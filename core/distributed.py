@@ -3,7 +3,6 @@
 Without torchrun there is one process, of rank 0, and every function here still works.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from core import UserError, exit_at_once
+from core import UserError, end_with_parent, exit_at_once
 
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
@@ -41,8 +40,7 @@ def init(device: torch.device, backend: str, timeout: float) -> None:
         raise UserError(f"backend={backend}: use auto, gloo, or with GPUs nccl.")
     if backend == "nccl":
         backend = "cpu:gloo,cuda:nccl"  # flags and sums travel on the CPU
-    if sys.platform == "linux":  # if torchrun is killed, so that nobody would end its processes
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: they get this signal
+    end_with_parent()  # which is torchrun
     # torchrun's store outlives a restart, with the addresses of the processes that have ended:
     # https://github.com/pytorch/pytorch/issues/135712
     store, _, _ = next(dist.rendezvous("env://"))

@@ -6,6 +6,7 @@ ends, so that each gives the tokens that it would give in the whole.
 
 import functools
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from core.tables import PIECE
 from core.textfile import BINARY, begins_badly, reading
 from core.tokenizer import Tokenizer
 
+WORD_END = re.compile(r"(?<=\S)[ \n]")
 BATCH = 2**18  # characters that a thread is given at once
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Piece = tuple[str, str, bool]  # split, text, whether a document ends here
@@ -106,11 +108,14 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
 
 def word_end(text: str) -> int:
     """Where the last white space that follows a word begins, 0 if none does."""
-    at = len(text)
-    while (at := max(text.rfind(" ", 0, at), text.rfind("\n", 0, at))) > 0:
-        if not text[at - 1].isspace():
-            return at
-    return 0
+    tail = 2**12  # characters that are looked at: most often a word ends there
+    while True:
+        start = max(0, len(text) - tail)
+        if ends := [match.start() for match in WORD_END.finditer(text, start)]:
+            return ends[-1]
+        if start == 0:
+            return 0
+        tail *= 2
 
 
 def cut_long(text: str) -> Iterable[str]:
@@ -157,7 +162,7 @@ def in_threads(function: Callable, items: Iterable, threads: int, ahead: int) ->
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error the others are not needed
+        pool.shutdown(wait=False, cancel_futures=True)  # after an error they are not needed
 
 
 def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

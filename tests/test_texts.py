@@ -368,6 +368,33 @@ def test_nohup_keeps_a_prepare_from_ending_with_its_terminal(tmp_path):
     assert process.wait(20) == 0 and (tmp_path / "data" / "a" / "train.bin").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_the_prepare_script_of_a_run_ends_with_it(tmp_path, number):
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a child that its parent was killed")
+    (tmp_path / "a.txt").write_text("".join(f"one two three {i}\n" for i in range(400_000)))
+    prepare = "--prepare=prepare_text.py --input=a.txt --tokenizer=byte"
+    command = [sys.executable, ROOT / "train.py", *TINY, "--dataset=a", prepare]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("data/a/.*.tmp")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(number)  # to the run alone
+    assert process.wait(60) in (128 + number, -number)
+    end = time.monotonic() + 30
+    while list(tmp_path.glob("data/a/.*.tmp")) and time.monotonic() < end:
+        time.sleep(0.05)
+    left = sorted(path.name for path in tmp_path.glob("data/a/*"))
+    assert left in ([], ["meta.json", "train.bin", "val.bin"])  # nothing, or it was done
+
+
+def test_a_long_run_of_white_space_takes_no_time(tmp_path):
+    text = (
+        "word" + " " * (4 * 2**20) + "word"
+    )  # looked at one by one, again for each, it took hours
+    assert "".join(texts.cut_long(text)) == text
+
+
 @pytest.mark.parametrize("name", ["../mine", "/tmp/mine", ".", "a/../.."])
 def test_a_name_that_leads_out_of_data_is_one_sentence(script, tmp_path, name):
     (tmp_path / "a.txt").write_text("one two three " * 200)

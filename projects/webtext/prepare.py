@@ -26,7 +26,7 @@ from configurator import configure
 import numpy as np
 from tqdm import tqdm
 
-from core import UserError, splits, texts
+from core import UserError, exit_at_once, splits, texts
 from core.dataset import DTYPES, SPLITS, Writer, folder_for, read_meta
 from core.tokenizer import GPT2Tokenizer
 
@@ -111,6 +111,15 @@ def append_shard(writer: Writer, target: str) -> None:
                 writer.append(split, ids[first : first + 2**20])
 
 
+@contextlib.contextmanager
+def not_waiting_for_downloads() -> Iterator[None]:
+    """A signal ends the script at once: the same command continues a download."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as stop:
+        exit_at_once(stop.code if isinstance(stop, SystemExit) else 130)
+
+
 tokenizer.encode("")  # fails early if its vocabulary cannot be loaded
 revision = "main"
 paths = list_parquet_files(revision)
@@ -131,9 +140,10 @@ missing = [
 if len(missing) < len(paths):
     print(f"resuming after {len(paths) - len(missing)} of {len(paths)} shards")
 downloaded = texts.in_threads(download, [paths[shard] for shard in missing], threads=1, ahead=1)
-for shard, path in zip(missing, downloaded, strict=True):
-    tokenize(shard, path, targets[shard])
-    os.remove(path)
+with not_waiting_for_downloads():
+    for shard, path in zip(missing, downloaded, strict=True):
+        tokenize(shard, path, targets[shard])
+        os.remove(path)
 with Writer(folder, tokenizer, source) as writer:
     for target in targets:
         append_shard(writer, target)
