@@ -55,6 +55,7 @@ depth = len(model.transformer.h)
 layer = layer or depth // 2 + 1
 if layer > depth:
     raise UserError(f"--layer={layer}: the model has {depth} blocks.")
+model.transformer.h = model.transformer.h[:layer]  # later ones are not needed
 splits = {split: pixels.read_split(loaded, split) for split in ("train", "val")}
 labels_path = os.path.join("data", loaded["config"]["dataset"], "labels.json")
 with open(labels_path, encoding="utf-8") as file:
@@ -72,14 +73,13 @@ truth = {split: torch.tensor([known.index(n) for n in names[split]]) for split i
 def features_of(x: np.ndarray) -> Tensor:
     """(N, C), the mean over positions of what the attention of `layer` reads."""
     parts = []
-    model.transformer.h = model.transformer.h[:layer]  # later ones are not needed
     norm = model.transformer.h[-1].ln_1
     hook = norm.register_forward_hook(lambda *call: parts.append(call[-1].float().mean(1).cpu()))
     for first in tqdm(range(0, len(x), batch_size), unit="batches"):
         with amp:
             model.hidden(torch.from_numpy(x[first : first + batch_size]).to(device))
     hook.remove()
-    return torch.cat(parts).clone()
+    return torch.cat(parts)
 
 
 def fit(x: Tensor, y: Tensor, penalty: float) -> Tensor:
