@@ -6,6 +6,7 @@ A grey image of 2 x 2 pixels in 8 levels, row by row after the token that every 
     100 160
 """
 
+import math
 import os
 import tarfile
 import zlib
@@ -26,6 +27,7 @@ except ModuleNotFoundError:  # its package has another name
     raise UserError("images are read and written by a package: pip install pillow") from None
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+IDX_BYTES = b"\0\0\x08"  # starts an IDX file of bytes; the number of dimensions follows
 PRIVATE = 0xE000  # the characters from here on stand for colours: no text has them
 LARGEST = 6400  # palette: there are no more of these characters
 SAMPLE = 100_000  # pixels that a palette is fitted to
@@ -87,18 +89,25 @@ def decode(file, name: str) -> Image.Image:
     return image
 
 
+def is_idx(path: str) -> bool:
+    """Whether a path is a file of bytes in MNIST's format."""
+    if not os.path.isfile(path):
+        return False
+    with unpacked(path) as file:
+        return file.read(len(IDX_BYTES)) == IDX_BYTES
+
+
 def read_idx(path: str) -> np.ndarray:
     """The array of bytes in a file of MNIST's format, which may end in .gz."""
+    if os.path.exists(path) and not is_idx(path):
+        raise UserError(
+            f"{path} is not accepted: a folder, a tar file, an image file or MNIST's IDX is."
+        )
     with unpacked(path) as file:
         content = file.read()
-    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    start = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:start], ">u4") if len(content) >= start else ()
-    if not dimensions or len(shape) == 0:
-        raise UserError(
-            f"{path} is no images: a folder, a tar file, an image file or MNIST's IDX is accepted."
-        )
-    if len(content) - start != np.prod(shape, dtype=np.int64):
+    start = 4 + 4 * content[3] if len(content) > 3 else len(content)
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4))
+    if len(content) - start != math.prod(shape):
         raise UserError(f"{path} is damaged: {len(content):,} bytes are not those of {shape}.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

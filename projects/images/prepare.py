@@ -19,7 +19,6 @@ if not __package__:  # started by its path
 
 import json
 import os
-import tarfile
 from typing import Literal
 
 from configurator import configure
@@ -48,8 +47,7 @@ if not input:
     raise UserError("--input= names the images: a folder, a tar file, or an IDX file.")
 check_fraction(val_fraction)
 if grey == "auto":
-    is_file = not os.path.isdir(input) and not pixels.is_image(input)
-    grey = is_file and not tarfile.is_tarfile(input)
+    grey = pixels.is_idx(input)
 most = 256 if grey else pixels.LARGEST
 if not 2 <= palette <= most:
     kind = "levels of grey" if grey else "colours"
