@@ -10,7 +10,7 @@ activation = "relu2"
 bias = False
 
 batch_size, gradient_accumulation_steps = 4, 1
-max_iters = 800
+max_iters = 400
 optimizer = "muon"
 muon_lr, muon_momentum = 0.02, 0.9
 learning_rate, min_lr = 0.01, 0.0
@@ -18,7 +18,7 @@ lr_schedule, warmup_iters, warmdown = "linear", 20, 0.7
 weight_decay = 0.1
 
 eval_interval = 0  # only after the last step
-eval_iters = 258  # the whole validation split
+eval_iters = 64  # a quarter of the validation split
 log_interval = 20
 dtype = "float32"  # at this length twice as fast on a CPU as bfloat16
 compile = False

@@ -18,6 +18,7 @@ if not __package__:  # started by its path
     sys.exit(2)
 
 import json
+import math
 import os
 from typing import Literal
 
@@ -74,30 +75,34 @@ if in_val.all() or not in_val.any():
     )
 chosen = {"train": np.flatnonzero(~in_val), "val": np.flatnonzero(in_val)}
 
-# ---- the palette and the tokens ------------------------------------------------------------------
+# ---- the palette and the tokens, a thousand images at a time -------------------------------------
 train_pixels = images[chosen["train"]].reshape(-1, images.shape[-1])
 fitted = pixels.grey_levels(palette) if grey else pixels.fit_palette(train_pixels, palette, seed)
 task = {"kind": "pixels", "size": size, "palette": fitted.tolist()}
 task["labels"] = sorted(set(own_labels)) if class_token else []
 coder = pixels.make_tokenizer(task)
-ids = pixels.to_ids(images, task)
-rows = np.concatenate((pixels.start_ids(own_labels, task)[:, None], ids), axis=1)
 folder = os.path.join("data", name)
 source = {"name": os.path.basename(os.path.normpath(input)), "images": len(images)}
 use = f"python -m projects.images.complete --out_dir={{out_dir}} --rows={size // 2}"
-with Writer(folder, coder, source, rows.shape[1], task, use) as writer:
+counts, squares = {split: np.zeros(coder.vocab_size, np.int64) for split in chosen}, 0.0
+with Writer(folder, coder, source, size * size + 1, task, use) as writer:
     for split, indices in chosen.items():
-        writer.append(split, rows[indices].ravel())
+        for some in np.array_split(indices, math.ceil(len(indices) / 1000)):
+            ids = pixels.to_ids(images[some], task)
+            starts = pixels.start_ids([own_labels[i] for i in some], task)
+            writer.append(split, np.concatenate((starts[:, None], ids), axis=1).ravel())
+            counts[split] += np.bincount(ids.ravel(), minlength=coder.vocab_size)
+            errors = pixels.to_images(ids, task) - images[some].astype(np.float64)
+            squares += np.square(errors).sum()
 with replacing(os.path.join(folder, "labels.json"), "w", encoding="utf-8") as file:
     json.dump({split: [own_labels[i] for i in indices] for split, indices in chosen.items()}, file)
 
 # ---- what to compare with ------------------------------------------------------------------------
-counts = np.bincount(ids[chosen["train"]].ravel(), minlength=coder.vocab_size) + 1
-bits = -np.log2(counts / counts.sum())[ids[chosen["val"]]].mean()
-error = np.sqrt(np.mean((pixels.to_images(ids, task) - images.astype(np.float32)) ** 2))
+smoothed = counts["train"] + 1
+bits = -np.log2(smoothed / smoothed.sum()) @ counts["val"] / counts["val"].sum()
 for split, indices in chosen.items():
-    count = f"{len(indices):,} images of {rows.shape[1] - 1:,} pixels"
+    count = f"{len(indices):,} images of {size * size:,} pixels"
     print(f"{os.path.join(folder, split)}.bin: {count}")
-kinds = len(set(own_labels) - {""})
+kinds, error = len(set(own_labels) - {""}), math.sqrt(squares / images.size)
 print(f"{len(fitted)} colours, root mean square error {error:.1f} of 255; {kinds} labels")
 print(f"by how frequent each colour is alone: {bits:.4f} bits per pixel")

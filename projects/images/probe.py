@@ -16,7 +16,6 @@ if not __package__:  # started by its path
 
 import json
 import os
-from typing import Literal
 
 from configurator import configure
 
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from core import UserError, checkpoint
-from core.device import autocast, choose_device, choose_dtype
+from core.device import choose_device
 from model import GPT
 from projects.images import pixels
 
@@ -36,13 +35,11 @@ out_dir = ""  # a run's folder or a .pt file; by default the newest run under ou
 layer = 0  # the block whose input is taken, from 1; 0 = the middle one
 batch_size = 32  # images computed at once
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
-dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # matmul dtype
 globals().update(configure(__file__))
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of squared weights: the best on a tenth of the training set
 
 # ---- the model, the images, their labels ---------------------------------------------------------
 device = choose_device(device)
-amp = autocast(device, choose_dtype(dtype, device))
 loaded = checkpoint.load(out_dir)
 task = pixels.read_task(loaded)
 if task["labels"]:
@@ -76,8 +73,7 @@ def features_of(x: np.ndarray) -> Tensor:
     norm = model.transformer.h[-1].ln_1
     hook = norm.register_forward_hook(lambda *call: parts.append(call[-1].float().mean(1).cpu()))
     for first in tqdm(range(0, len(x), batch_size), unit="batches"):
-        with amp:
-            model.hidden(torch.from_numpy(x[first : first + batch_size]).to(device))
+        model.hidden(torch.from_numpy(x[first : first + batch_size]).to(device))
     hook.remove()
     return torch.cat(parts)
 
