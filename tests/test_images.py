@@ -5,6 +5,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -187,6 +189,13 @@ def test_wrong_files_and_sizes_are_one_sentence(script, tmp_path):
     assert "--palette=1: 2 to 6400 colours" in error("--input=in", "--palette=1")
     assert "--size=0" in error("--input=in", "--size=0")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_package_is_one_sentence():
+    code = "import sys; sys.modules['PIL'] = None; import configurator, projects.images.pixels"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.endswith("package: pip install pillow\n")
+    assert len(result.stderr.splitlines()) == 1
 
 
 # ---- train ---------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def is_image(name: str) -> bool:
 
 def decode(file, name: str) -> Image.Image:
     try:
-        image = Image.open(file)
+        image = ImageOps.exif_transpose(Image.open(file))  # as the camera was held
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} is not an image that can be read: {error}.") from None
