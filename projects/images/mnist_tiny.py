@@ -1,4 +1,8 @@
 # python train.py projects/images/mnist_tiny.py
+# on MNIST's 10,000 test images, prepared by the first command of projects/images/README.md; then
+# python -m projects.images.complete --out_dir=out/mnist_tiny --rows=14
+# 2 cores of an Intel Xeon that others used as well, torch 2.13: 10 min 39 s, 4.6 minutes of CPU
+# time; validation loss 0.3136, 0.4525 bits per pixel.
 dataset = "mnist"
 prepare = "projects.images.prepare"
 out_dir = "out/mnist_tiny"
