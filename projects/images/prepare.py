@@ -27,7 +27,7 @@ from configurator import configure
 import numpy as np
 
 from core import UserError
-from core.dataset import Writer
+from core.dataset import Writer, folder_for
 from core.files import replacing
 from core.splits import check_fraction, validates
 from projects.images import pixels
@@ -81,7 +81,7 @@ fitted = pixels.grey_levels(palette) if grey else pixels.fit_palette(train_pixel
 task = {"kind": "pixels", "size": size, "palette": fitted.tolist()}
 task["labels"] = sorted(set(own_labels)) if class_token else []
 coder = pixels.make_tokenizer(task)
-folder = os.path.join("data", name)
+folder = folder_for(name)
 source = {"name": os.path.basename(os.path.normpath(input)), "images": len(images)}
 use = f"python -m projects.images.complete --out_dir={{out_dir}} --rows={size // 2}"
 counts, squares = {split: np.zeros(coder.vocab_size, np.int64) for split in chosen}, 0.0
