@@ -19,7 +19,7 @@ import torch
 
 from core import UserError, gpt2, nanogpt
 from core.dataset import read_meta
-from core.distributed import local_rank_first, print0, signals_wait
+from core.distributed import RANK, local_rank_first, print0, signals_wait
 from core.files import replacing
 from core.kernels import pad_vocab
 from core.settings import read_settings
@@ -108,6 +108,8 @@ def load_newest(folder: str) -> dict:
     for error in damaged:
         print0(f"warning  {error}")
     if newest["path"] != latest:
+        if RANK == 0 and os.path.exists(latest):  # the next save would keep it as ckpt.prev.pt
+            os.replace(latest, f"{latest}.damaged")
         print0(f"warning  {newest['path']}, of step {newest['step']}, takes the place of {latest}")
     return newest
 

@@ -62,7 +62,7 @@ def backup_previous_run(folder: str) -> str | None:
 
     Other files, and the folders of other runs, stay where they are.
     """
-    owned = (LATEST, PREVIOUS, BEST, "log.jsonl", "events.out.tfevents.*")
+    owned = (LATEST, f"{LATEST}.damaged", PREVIOUS, BEST, "log.jsonl", "events.out.tfevents.*")
     found = [path for name in owned for path in glob(os.path.join(escape(folder), name))]
     if not found:
         return None

@@ -190,6 +190,8 @@ def file_to_damage(run: Run) -> Path | None:
     names = [name for name in ("ckpt.pt", "ckpt.prev.pt", "best.pt") if (run.out / name).exists()]
     name = run.rng.choice(names) if names else ""
     others = [run.out / other for other in ("ckpt.pt", "ckpt.prev.pt") if other != name]
+    # a kill during a save may leave one file by both names
+    others = [path for path in others if path.exists() and not path.samefile(run.out / name)]
     return run.out / name if name and any(map(whole, others)) else None
 
 

@@ -131,8 +131,8 @@ def test_the_newest_whole_checkpoint_of_a_run_is_loaded(tmp_path, capsys):
             file.write(b"damage")
         assert checkpoint.load_newest(folder)["step"] == step
         said = " ".join(capsys.readouterr().out.split())
-        assert f"of step {step}, takes the place" in said and f"{latest} is damaged" in said
-    os.remove(latest)
+        assert f"of step {step}, takes the place" in said and f"{gone} is damaged" in said
+    assert not os.path.exists(latest) and os.path.exists(f"{latest}.damaged")
     assert checkpoint.load_newest(folder)["step"] == 15
     open(best, "w").close()
     with pytest.raises(UserError, match="damaged"):

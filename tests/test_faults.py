@@ -44,6 +44,19 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_whole_one_before_it(
+    script, toy, tmp_path
+):
+    script("train.py", *RUN, "--out_dir=run", "--max_iters=30")
+    damage(tmp_path / "run" / "ckpt.pt")
+    kept = (tmp_path / "run" / "ckpt.prev.pt").read_bytes()
+    # resumed from best.pt, of step 30; its first save is its last
+    script("train.py", *RUN, "--out_dir=run", "--init_from=resume", "--eval_interval=0")
+    assert checkpoint.load(f"{tmp_path}/run/ckpt.pt")["step"] == 40
+    assert (tmp_path / "run" / "ckpt.prev.pt").read_bytes() == kept
+    assert (tmp_path / "run" / "ckpt.pt.damaged").exists()
+
+
 def test_where_no_checkpoint_is_whole_nothing_starts_over(script, toy, tmp_path):
     script("train.py", *RUN, "--out_dir=run")
     for name in ("ckpt.pt", "ckpt.prev.pt", "best.pt"):
