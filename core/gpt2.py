@@ -69,7 +69,8 @@ def read(folder: str) -> dict:
     if tokenizer is None and rows in (50257, 50304):  # of GPT-2, the latter padded
         tokenizer = {"kind": "gpt2"}
     if tokenizer is not None:
-        args["vocab_size"] = from_dict(tokenizer).vocab_size  # more rows are padding
+        coder = from_dict(tokenizer)
+        tokenizer, args["vocab_size"] = coder.to_dict(), coder.vocab_size  # more rows are padding
     if args["vocab_size"] > rows:
         raise UserError(
             f"{folder}: its tokenizer has {args['vocab_size']} tokens, its model only {rows}."

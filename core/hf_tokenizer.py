@@ -92,7 +92,7 @@ class HFTokenizer(Tokenizer):
 
         tokenizers' own DecodeStream does the same, but raises where bytes are not UTF-8.
         """
-        window = list(context)[-16:]
+        window = list(context)  # from its start, which is not within a character
         shown = len(window)  # so many of them
 
         def piece(token: int) -> str:
