@@ -174,3 +174,11 @@ def test_a_run_of_a_trained_bpe_resumes_samples_and_takes_new_tokens(script, tmp
     kept = coder.vocab_size
     assert new["model_args"]["vocab_size"] == kept + 1
     assert (new["model"][wte][:kept] == old["model"][wte][:kept]).all()
+    (tmp_path / "reviews.csv").write_text(
+        "label,text\n" + "".join(f"{i % 2},The lazy fox number {i} jumps\n" for i in range(40))
+    )
+    options = ("--input=reviews.csv", "--vocab_from=out/a", "--length=32")
+    script("projects.reviews.prepare", *options)
+    labelled = from_dict(read_meta(str(tmp_path / "data" / "reviews"))["tokenizer"])
+    assert labelled.encode("The fox").tolist() == coder.encode("The fox").tolist()
+    assert labelled.special["<label 1>"] >= kept
