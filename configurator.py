@@ -109,7 +109,7 @@ def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> d
         with tokenize.open(path) as file:
             nodes = list(ast.walk(ast.parse(file.read())))
         names = runpy.run_path(path, init_globals=values)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"config file {path} fails: {type(error).__name__}: {error}.") from error
     read = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     changed = {}

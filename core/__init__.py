@@ -23,10 +23,15 @@ def set_up_script() -> None:
         for name in ("SIGTERM", "SIGHUP"):  # end by way of the script's clean-up
             number = getattr(signal, name, signal.SIGTERM)
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
-                signal.signal(number, lambda number, frame: sys.exit(128 + number))
+                signal.signal(number, end_by_signal)
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what its encoding lacks is a question mark
+
+
+def end_by_signal(number: int, frame) -> None:
+    sys.unraisablehook = lambda _: None  # of objects that were being made
+    sys.exit(128 + number)
 
 
 def print_user_error(kind: type[BaseException], error: BaseException, traceback) -> None:

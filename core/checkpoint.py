@@ -117,6 +117,7 @@ def load_file(path: str) -> dict:
     loaded = load_torch(path)
     weights, args = map(loaded.get, ("model", "model_args")) if isinstance(loaded, dict) else (0, 0)
     is_state = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
+    is_state = is_state and all(tensor.is_floating_point() for tensor in weights.values())
     if not is_state or not isinstance(args, dict) or type(args.get("vocab_size")) is not int:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     try:
@@ -258,11 +259,21 @@ def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradSca
     if set(saved) != set(optimizers):
         kinds = " and ".join(saved)
         raise UserError(f"{loaded['path']} was trained with {kinds}: use the same --optimizer.")
-    for kind, optimizer in optimizers.items():
-        groups = optimizer.state_dict()["param_groups"]
-        for old, new in zip(saved[kind]["param_groups"], groups, strict=True):
-            if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
-                raise UserError(f"{loaded['path']} trained other parameters: use its --train_only.")
-        state = copy.deepcopy(saved[kind]["state"])  # not left in the file, as the weights
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-    scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
+    try:
+        for kind, optimizer in optimizers.items():
+            restore_optimizer(optimizer, saved[kind], loaded["path"])
+        scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{loaded['path']} has a damaged optimizer state: {error!r}.") from None
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: str) -> None:
+    groups = optimizer.state_dict()["param_groups"]
+    for old, new in zip(saved["param_groups"], groups, strict=True):
+        if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
+            raise UserError(f"{path} trained other parameters: use its --train_only.")
+    state = copy.deepcopy(saved["state"])  # not left in the file, as the weights
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for p, moments in optimizer.state.items():
+        if any(t.ndim and t.shape != p.shape for t in moments.values()):
+            raise ValueError("its moments are not of their parameters' shapes")

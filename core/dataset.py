@@ -168,7 +168,7 @@ def read_meta(folder: str) -> dict:
             raise ValueError(f"row_length is {meta['row_length']}")
         from_dict(meta["tokenizer"])
         DTYPES[meta["dtype"]], meta["source"]["name"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is damaged ({reason}): run its prepare script again.") from None
     return meta

@@ -154,8 +154,8 @@ def read_text(path: str) -> str:
 def read_json(path: str) -> dict:
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it has no names.")
+        raise UserError(f"{path} is damaged: it holds no JSON object.")
     return content

@@ -40,9 +40,10 @@ def read(path: str) -> list[dict]:
     if os.path.exists(path):
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+    records = [record for record in records if isinstance(record, dict)]
+    return [record for record in records if isinstance(record.get("step", 0), int)]
 
 
 def rewind(path: str, step: int) -> None:

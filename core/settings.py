@@ -59,13 +59,16 @@ class Setting:
         if is_number and not abs(value) <= LARGEST[kind]:  # too large, or not a number
             good, accepted = False, "a number of at most 64 bits"
         elif self.choices:  # by type as well, since True == 1
-            good = any(value == c and type(value) is type(c) for c in self.choices)
+            good = any(type(value) is type(c) and value == c for c in self.choices)
         else:
             if is_number and value == kind(value):
                 value = kind(value)  # 2 is 2.0, and 1e3 is 1000
             good = type(value) is kind and self.in_range(value)
         if not good:
-            raise UserError(f"{source}: {self.name}={value!r} is not accepted: {accepted}.")
+            shown = "a number of thousands of digits"
+            with contextlib.suppress(ValueError):  # Python does not print such a one
+                shown = repr(value)
+            raise UserError(f"{source}: {self.name}={shown} is not accepted: {accepted}.")
         is_path = isinstance(value, str) and value[:2] == "~/" and self.name not in PROMPTS
         return os.path.expanduser(value) if is_path else value
 
@@ -78,7 +81,8 @@ class Setting:
         elif self.is_flag and text.lower() in ("true", "false"):
             value = text.lower() == "true"
         elif self.is_flag or type(self.default) is not str:
-            with contextlib.suppress(ValueError, SyntaxError):
+            # the last two come of nested brackets
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 value = ast.literal_eval(text)
         return self.check(value, "command line")
 

@@ -38,7 +38,7 @@ def reading(path: str, encoding: str | None = None, **how) -> Iterator[IO[str]]:
         used = encoding_of(file.peek(4), encoding)
         try:
             yield io.TextIOWrapper(file, used, **how)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise wrong_encoding(path, used, encoding, error) from None
 
 
@@ -59,7 +59,7 @@ def encoding_of(start: bytes, encoding: str | None) -> str:
             return marked
     try:
         "".encode(encoding or "utf-8")
-    except LookupError:
+    except (LookupError, ValueError):
         raise UserError(
             f"--encoding={encoding} is not known to Python: utf-8, gb18030, big5, shift_jis, "
             "cp1252 and utf-16 are."

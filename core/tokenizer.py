@@ -175,7 +175,8 @@ class GPT2Tokenizer(Tokenizer):
 def from_dict(saved: dict) -> Tokenizer:
     """The tokenizer that to_dict() described; UserError if nothing did."""
     kind, chars, special = (saved.get(name, []) for name in ("kind", "chars", "special"))
-    if not all(isinstance(piece, str) and piece for piece in [*chars, *special]):
+    are_text = all(isinstance(piece, str) and piece for piece in [*chars, *special])
+    if not are_text or any(len(char) != 1 for char in chars):
         raise UserError(f"the tokenizer is damaged: {str(saved)[:60]}")
     if kind == "char":
         return CharTokenizer(chars, special)

@@ -1,5 +1,6 @@
 """Dialogues: what the targets are, what is remembered from turn to turn, what is never printed."""
 
+import json
 import re
 import signal
 import subprocess
@@ -97,6 +98,55 @@ def test_replies_alone_are_targets_in_bpe_too(script, folio_data, tmp_path, monk
     assert coder.decode(ids[mask == 1][:9].tolist()) == "Fine, thanks.<sep>Bye.<eos>"
 
 
+def messages(*turns) -> str:
+    return json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]})
+
+
+def test_with_roles_the_assistants_turns_are_the_targets(script, tmp_path):
+    rows = [
+        messages(
+            ("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "and you")
+        ),
+        messages(("user", "a"), ("assistant", "b"), ("user", " "), ("assistant", "c\nd")),
+        json.dumps({"prompt": "what", "response": "that", "more": 1}),
+        *[messages(("user", f"q{i}"), ("assistant", f"a{i}")) for i in range(9)],
+    ]
+    (tmp_path / "d.jsonl").write_text("\n".join(rows))
+    script("projects.chat.prepare", "--input=d.jsonl", "--min_freq=1", "--val_fraction=0.3")
+    folder, found = tmp_path / "data" / "dialogue", {}
+    coder = tokenizer_of(folder)
+    for split in ("train", "val"):
+        ids, mask = read(folder, split)
+        ends = np.flatnonzero(ids == coder.special["<eos>"]) + 1
+        for dialogue, marks in zip(
+            np.split(ids, ends)[:-1], np.split(mask, ends)[:-1], strict=True
+        ):
+            targets = coder.decode(dialogue[marks == 1].tolist())
+            found[coder.decode(dialogue.tolist())] = targets
+    assert len(found) == len(rows)
+    first = "<system>be kind<sep><user>hi<sep><assistant>hello<sep><user>and you<eos>"
+    assert found[first] == "hello<sep>"
+    assert found["<user>a<sep><assistant>b<sep><assistant>c\nd<eos>"] == "b<sep>c\nd<eos>"
+    assert found["<user>what<sep><assistant>that<eos>"] == "that<eos>"
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ('{"text": "hi"}', "line 1 has neither messages nor a prompt and a response"),
+        ('{"messages": []}', "line 1 has neither messages"),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', "a message of role 'tool' with str"),
+        ('{"prompt": "a", "response": 3}', "role 'assistant' with int as content"),
+        ('{"messages": ["hi"]}', "a message of role None"),
+        ("[1]", "line 1 has neither"),
+        ("{", "line 1 is not JSON"),
+    ],
+)
+def test_rows_without_a_conversation_are_one_sentence(script, tmp_path, row, sentence):
+    (tmp_path / "d.jsonl").write_text(f"{row}\n")
+    assert sentence in script("projects.chat.prepare", "--input=d.jsonl", status=2).stderr
+
+
 def test_copies_of_a_dialogue_share_a_split(script, tmp_path):
     write_dialogues(tmp_path / "d.txt", DIALOGUES * 3)
     options = ["--input=d.txt", "--min_freq=1", "--val_fraction=0.3"]
@@ -176,6 +226,43 @@ def talk(script, tmp_path):
         return script("projects.chat.talk", *options, input="".join(f"{line}\n" for line in lines))
 
     return run
+
+
+def test_a_model_of_conversations_with_roles_answers_as_the_assistant(script, tmp_path):
+    rows = [messages(("user", f"问{i % 7}"), ("assistant", f"答{i % 7}")) for i in range(60)]
+    other = messages(("user", "甲" * 9), ("assistant", "乙" * 9))  # it validates
+    (tmp_path / "d.jsonl").write_text("\n".join([*rows * 5, other]))
+    script("projects.chat.prepare", "--input=d.jsonl")
+    options = ["--dataset=dialogue", "--out_dir=out/d", "--max_iters=150", "--optimizer=muon"]
+    script("train.py", *TINY, "--batch_size=16", *options, "--compile=False", "--rotary")
+    lines = ["问3", "/undo", "问5", "/reset", *[f"问{i % 7}" for i in range(12)]]
+    options = ["--temperature=0", "--repetition_penalty=1"]
+    said = script("projects.chat.talk", *options, input="\n".join(lines)).stdout.splitlines()
+    assert said[:3] == ["答3", "答5", "答0"] and len(said) == 14
+    assert not any("<" in answer for answer in said)
+
+
+def test_a_folder_such_as_dialogpts_talks_at_once(script, folio_data, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folio_data("tiktoken-cache")))
+    torch.manual_seed(0)
+    shape = dict(n_positions=64, n_layer=1, n_head=2, n_embd=16)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
+    model.save_pretrained(tmp_path / "dialogpt")
+    coder = GPT2Tokenizer()
+    theirs, expected = torch.zeros(1, 0, dtype=torch.long), []
+    for line in ("Hello there", "How are you"):
+        new = torch.tensor([[*coder.encode(line).tolist(), 50256]])
+        theirs = torch.cat((theirs, new), dim=1)
+        answer = model.generate(theirs, max_new_tokens=8, do_sample=False, pad_token_id=50256)
+        reply = [i for i in answer[0, theirs.size(1) :].tolist() if i != 50256]
+        expected.append(coder.decode(reply))
+        theirs = torch.cat((theirs, torch.tensor([[*reply, 50256]])), dim=1)
+    options = ["--temperature=0", "--repetition_penalty=1", "--top_k=0", "--max_new_tokens=8"]
+    said = script(
+        "projects.chat.talk", "--out_dir=dialogpt", *options, input="Hello there\nHow are you\n"
+    ).stdout
+    assert said == "".join(f"{text}\n" for text in expected)
 
 
 def test_it_answers_forgets_and_obeys_commands(talk):

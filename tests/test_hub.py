@@ -206,6 +206,13 @@ def test_a_model_of_the_hub_is_trained_evaluated_and_exported(script, tmp_path, 
         assert coder.to_dict() == checkpoint.load(str(tmp_path / "out" / "tuned"))["tokenizer"]
 
 
+def test_dialogpt_of_the_hub_talks(bpe, script, on_the_hub):
+    _, environment = on_the_hub("microsoft/DialoGPT-medium")
+    options = ("--init_from=microsoft/DialoGPT-medium", "--max_new_tokens=8", "--device=cpu")
+    out = script("projects.chat.talk", *options, input="Hello\nWho?\n", **environment).stdout
+    assert len(out.splitlines()) >= 2 and len(out) > 2
+
+
 def test_what_is_there_is_a_path_and_not_the_hubs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source in ("gpt2", "distilgpt2", "microsoft/DialoGPT-small"):

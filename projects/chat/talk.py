@@ -3,7 +3,8 @@
     python -m projects.chat.talk --out_dir=out/dialogue_tiny
     printf 'hello\\n' | python -m projects.chat.talk --temperature=0
 
-/reset forgets the conversation, /temp 0.5 sets the temperature, /quit leaves; Ctrl-C ends a reply.
+/undo forgets the last turn and its reply, /reset the conversation, /temp 0.5 sets the temperature,
+/quit leaves; Ctrl-C ends a reply.
 """
 
 import sys
@@ -26,7 +27,7 @@ from core.batches import fold_in
 from core.device import choose_device
 from core.generate import KVCache, Sampling, generate, prepare_for_inference
 from model import GPT
-from projects.chat.tokens import EOS, SEP
+from projects.chat.tokens import TurnTokens
 
 # ---- settings: these, and how to sample, in core/generate.py -------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
@@ -47,22 +48,18 @@ device = choose_device(device)
 loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
 tokenizer = checkpoint.load_tokenizer(loaded)
 sampling = Sampling(**pick(Sampling, settings), unsampled=tokenizer.unsampled)
-special = tokenizer.special
-if SEP not in special:
-    path = loaded["path"]
-    raise UserError(f"{path} was not trained on dialogues: its vocabulary has no {SEP}.")
-stop_tokens = tuple(special[name] for name in (SEP, EOS) if name in special)
+tokens = TurnTokens(tokenizer, loaded["path"])
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
 model = prepare_for_inference(model, dtype, device)
 block_size = model.config.block_size
 cache = KVCache(model, 1, block_size)
-room = min(max_new_tokens + 1, block_size // 2)  # tokens of a reply, and the one that ends it
+room = min(max_new_tokens + 3, block_size // 2)  # tokens of a reply, and of those around turns
 
 is_terminal = sys.stdin.isatty()
 if is_terminal:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (input() then edits lines and remembers them)
-    print(f"{loaded['path']}: /reset, /temp 0.5, /quit", file=sys.stderr)
+    print(f"{loaded['path']}: /undo, /reset, /temp 0.5, /quit", file=sys.stderr)
 
 
 # ---- the conversation: only new tokens are computed ----------------------------------------------
@@ -75,12 +72,12 @@ def set_temperature(text: str) -> None:
 
 def reply(seed: int) -> list[int]:
     """Print a reply to `turns` as it comes, and return its ids."""
-    idx = torch.tensor([list(chain(*turns))], device=device)  # (1, T)
+    idx = torch.tensor([[*chain(*turns), *tokens.assistant]], device=device)  # (1, T)
     ids, text = [], tokenizer.stream()
     try:
-        for token in generate(model, idx, room - 1, sampling, seed, stop_tokens, cache):
+        for token in generate(model, idx, room - 3, sampling, seed, tokens.stop, cache):
             ids.append(token.item())
-            if ids[-1] not in special.values():
+            if ids[-1] not in tokenizer.special.values():
                 print(text(ids[-1]), end="", flush=True)
     except KeyboardInterrupt:
         cache.reset()  # it may hold half a token
@@ -97,8 +94,8 @@ while True:
         break
     if line == "/quit":
         break
-    if line == "/reset":
-        turns.clear()
+    if line in ("/reset", "/undo"):
+        del turns[0 if line == "/reset" else -2 :]
         cache.reset()
         continue
     if line.startswith("/temp"):
@@ -111,9 +108,9 @@ while True:
     except UserError as error:  # characters outside the vocabulary
         print(error, file=sys.stderr)
         continue
-    turns.append([*ids[-(block_size - room - 1) :], special[SEP]])
+    turns.append([*tokens.user, *ids[-(block_size - room - 2) :], tokens.end])
     while sum(map(len, turns)) + room > block_size:
         del turns[0]  # whole turns are forgotten, and the others read again
         cache.reset()
     count += 1
-    turns.append([*reply(fold_in(seed, count)), special[SEP]])
+    turns.append([*tokens.assistant, *reply(fold_in(seed, count)), tokens.end])
