@@ -68,8 +68,10 @@ class HFTokenizer(Tokenizer):
         return {"kind": self.kind, "json": self.backend.to_str()}
 
     def encode(self, text: str) -> np.ndarray:
-        # _fast: it does not keep the place of each token in the text
-        encoded = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        try:  # _fast: it does not keep the place of each token in the text
+            encoded = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        except Exception as error:  # such as a text of unknown words without a token for them
+            raise UserError(f"the tokenizer cannot encode {text[:40]!r}: {error}.") from None
         return np.array(encoded[0].ids, np.int32)
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -143,23 +145,31 @@ def byte_level(model: models.BPE, words: bool = True) -> tokenizers.Tokenizer:
     return backend
 
 
-def from_bpe_files(vocab: str, merges: str) -> HFTokenizer:
-    """Of a byte-level BPE's vocab.json and merges.txt."""
-    backend = byte_level(models.BPE.from_file(vocab, merges))
-    return HFTokenizer(backend.to_str(), known_names(backend))
+def from_bpe_files(vocab: str, merges: str, added: list[str]) -> HFTokenizer:
+    """Of a byte-level BPE's vocab.json and merges.txt; added: names of more tokens."""
+    try:
+        backend = byte_level(models.BPE.from_file(vocab, merges))
+    except Exception as error:  # it raises no narrower one
+        raise UserError(f"{vocab} or {merges} is damaged: {error}.") from None
+    return HFTokenizer(backend.to_str(), known_names(backend) + added)
 
 
-def from_wordpiece_file(vocab: str, config: dict) -> HFTokenizer:
+def from_wordpiece_file(vocab: str, config: dict, added: list[str]) -> HFTokenizer:
     """Of BERT's vocab.txt, a token per line; config: of its tokenizer_config.json."""
-    backend = tokenizers.Tokenizer(models.WordPiece.from_file(vocab, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
+    try:
+        backend = tokenizers.Tokenizer(models.WordPiece.from_file(vocab, unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(
+            handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+            strip_accents=config.get("strip_accents"),
+            lowercase=config.get("do_lower_case", True),
+        )
+    except Exception as error:  # it raises no narrower one
+        raise UserError(f"{vocab} or its tokenizer_config.json is damaged: {error}.") from None
+    if backend.token_to_id("[UNK]") is None:
+        raise UserError(f"{vocab} is not BERT's: it has no [UNK].")
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    return HFTokenizer(backend.to_str(), known_names(backend))
+    return HFTokenizer(backend.to_str(), known_names(backend) + added)
 
 
 def known_names(backend: tokenizers.Tokenizer) -> list[str]:

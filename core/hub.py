@@ -4,6 +4,7 @@ FOLDER/folio_tokenizer.json            one of ours, of an export
 FOLDER/tokenizer.json                  for transformers' AutoTokenizer
 FOLDER/vocab.json, FOLDER/merges.txt   a byte-level BPE, as GPT-2's
 FOLDER/vocab.txt                       BERT's WordPiece, with tokenizer_config.json
+FOLDER/added_tokens.json               ids of more tokens of the latter two
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from core import UserError
 RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # by OpenAI
 REPOSITORIES = {name: f"openai-community/{name}" for name in RELEASED}
 REPOSITORIES |= {"distilgpt2": "distilbert/distilgpt2"}
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+TOKENIZER += ("vocab.json", "merges.txt", "vocab.txt")
 # in the order of preference; an index lists the shards
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS += ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -44,9 +46,11 @@ def download(source: str, with_weights: bool = True) -> str:
 
     repository = REPOSITORIES.get(source, source)
     try:
-        folder = os.path.dirname(fetch(repository, "config.json") or "")
-        if not folder:
-            raise UserError("it has no config.json.")
+        names = ("config.json",) if with_weights else ("config.json", "tokenizer.json")
+        found = next(filter(None, (fetch(repository, name) for name in names)), None)
+        if found is None:
+            raise UserError(f"it has no {' or '.join(names)}.")
+        folder = os.path.dirname(found)
         commit = os.path.basename(folder)  # all files are of one
         for file in () if source in RELEASED else TOKENIZER:
             fetch(repository, file, commit)
@@ -93,7 +97,7 @@ def find_tokenizer(source: str) -> dict:
     if source in RELEASED:
         return {"kind": "gpt2"}
     if os.path.isfile(source):
-        return {"kind": "hf", "json": read_text(source)}
+        return read_tokenizer_json(source)
     folder = download(source, with_weights=False) if is_hub_id(source) else source
     saved = read_tokenizer(folder)
     if saved is None:
@@ -106,34 +110,47 @@ def find_tokenizer(source: str) -> dict:
 
 def read_tokenizer(folder: str) -> dict | None:
     """The tokenizer that the folder's files say, as a dict for core.tokenizer.from_dict."""
-    names = ("folio_tokenizer.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
-    own, whole, vocab, merges, pieces = (os.path.join(folder, name) for name in names)
-    if os.path.exists(own):
-        return read_json(own)
-    if os.path.exists(whole):
-        saved = read_json(whole)
-        if not is_gpt2_bpe(saved.get("model", {})):
-            return {"kind": "hf", "json": read_text(whole)}
-        added = [t["content"] for t in saved.get("added_tokens", []) if t["id"] > 50256]
-        return {"kind": "gpt2", "special": added} if added else {"kind": "gpt2"}
-    if os.path.exists(vocab) and os.path.exists(merges):
-        lines = [line for line in read_text(merges).splitlines() if not line.startswith("#version")]
-        if is_gpt2_bpe({"type": "BPE", "vocab": read_json(vocab), "merges": lines}):
-            return {"kind": "gpt2"}
+    names = ("folio_tokenizer.json", *TOKENIZER)
+    there = {name: os.path.join(folder, name) for name in names}
+    there = {name: path for name, path in there.items() if os.path.exists(path)}
+    if "folio_tokenizer.json" in there:
+        return read_json(there["folio_tokenizer.json"])
+    if "tokenizer.json" in there:
+        return read_tokenizer_json(there["tokenizer.json"])
+    ids = read_json(there["added_tokens.json"]) if "added_tokens.json" in there else {}
+    added = sorted(ids, key=lambda name: str(ids[name]).zfill(9))
+    if {"vocab.json", "merges.txt"} <= there.keys():
+        vocab, lines = read_json(there["vocab.json"]), read_text(there["merges.txt"]).splitlines()
+        merges = [line for line in lines if not line.startswith("#version")]
+        if is_gpt2_bpe({"type": "BPE", "vocab": vocab, "merges": merges}):
+            return gpt2_with(added)
         from core.hf_tokenizer import from_bpe_files
 
-        return from_bpe_files(vocab, merges).to_dict()
-    if os.path.exists(pieces):
+        return from_bpe_files(there["vocab.json"], there["merges.txt"], added).to_dict()
+    if "vocab.txt" in there:
         from core.hf_tokenizer import from_wordpiece_file
 
-        config = os.path.join(folder, "tokenizer_config.json")
-        about = read_json(config) if os.path.exists(config) else {}
-        return from_wordpiece_file(pieces, about).to_dict()
+        about = there.get("tokenizer_config.json")
+        config = read_json(about) if about else {}
+        return from_wordpiece_file(there["vocab.txt"], config, added).to_dict()
     return None
 
 
-def is_gpt2_bpe(model: dict) -> bool:
+def read_tokenizer_json(path: str) -> dict:
+    saved = read_json(path)
+    if not is_gpt2_bpe(saved.get("model")):
+        return {"kind": "hf", "json": read_text(path)}
+    return gpt2_with([t["content"] for t in saved.get("added_tokens", []) if t["id"] > 50256])
+
+
+def gpt2_with(special: list[str]) -> dict:
+    return {"kind": "gpt2", "special": special} if special else {"kind": "gpt2"}
+
+
+def is_gpt2_bpe(model) -> bool:
     """Whether the model of a tokenizer.json has GPT-2's tokens, and merges that make just them."""
+    if not isinstance(model, dict):
+        return False
     vocab, merges = model.get("vocab"), model.get("merges")
     if model.get("type") != "BPE" or not isinstance(vocab, dict) or not merges:
         return False

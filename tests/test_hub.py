@@ -255,3 +255,26 @@ def test_a_tokenizer_that_is_none_is_one_sentence(script, tmp_path):
         result = script("prepare_text.py", "--input=text.txt", f"--tokenizer={name}", status=2)
         assert words in result.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_files_that_are_damaged_are_one_sentence_and_added_tokens_count(bpe, tmp_path):
+    gpt2_files(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<b>": 50258, "<a>": 50257}')
+    assert find_tokenizer(str(tmp_path)) == {"kind": "gpt2", "special": ["<a>", "<b>"]}
+    for name, content in (
+        ("merges.txt", "no merge"),
+        ("vocab.json", '{"a": "b"}'),
+        ("vocab.json", "[1]"),
+        ("added_tokens.json", "what"),
+    ):
+        gpt2_files(tmp_path)
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            from_dict(find_tokenizer(str(tmp_path)))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "vocab.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match="not BERT's"):
+        find_tokenizer(str(tmp_path / "bert"))
+    (tmp_path / "bert" / "tokenizer.json").write_text('{"model": []}')
+    with pytest.raises(UserError, match="damaged"):
+        from_dict(find_tokenizer(str(tmp_path / "bert" / "tokenizer.json")))
