@@ -4,6 +4,10 @@
     python prepare_text.py --input=src/ --name=code
     python prepare_text.py --input="corpus/*.jsonl.gz" \\
         --name=corpus --column=text
+    python prepare_text.py --input=my.txt \\
+        --tokenizer=train --vocab_size=8000
+    python prepare_text.py --input=my.txt \\
+        --tokenizer=uer/gpt2-chinese-cluecorpussmall
 
 A file is one document, as is each row of a table: of a .json file, if it is a list. Several
 documents are separated by the end-of-text token. Each is in one split, whole, except that a long
@@ -13,21 +17,21 @@ one is cut in two; equal ones are in the same split.
 import os
 import shlex
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 from configurator import configure
 
 from tqdm import tqdm
 
-from core import UserError, texts
+from core import UserError, hub, texts
 from core.dataset import Writer, folder_for
 from core.splits import Splits
-from core.tokenizer import END, ByteTokenizer, CharTokenizer, GPT2Tokenizer
+from core.tokenizer import END, CharTokenizer, from_dict
 
 # ---- settings ------------------------------------------------------------------------------------
 input = ""  # a file, a folder, or a pattern such as "texts/*.txt"
 name = ""  # the dataset's, data/NAME; by default the input's
-tokenizer: Literal["gpt2", "char", "byte"] = "gpt2"  # a token is GPT-2's, a character or a byte
+tokenizer = "gpt2"  # gpt2, char, byte, train (a BPE), a tokenizer.json or its folder, or ORG/NAME
+vocab_size = 8000  # tokens of --tokenizer=train
 column = "text"  # of tables
 encoding = "utf-8"  # of files without a byte order mark, such as gb18030 or cp1252
 val_fraction = 0.1  # of the characters
@@ -44,6 +48,13 @@ name = name or os.path.basename(os.path.normpath(input)).split(".")[0]
 if not name or "*" in name:
     raise UserError(f"--input={input} gives the dataset no name: add --name=NAME.")
 folder = folder_for(name)
+coder = None  # of --tokenizer=char and train: once the text is known
+if tokenizer == "train":
+    from core import hf_tokenizer  # only now, since it needs a package
+
+    hf_tokenizer.check_size(vocab_size)
+elif tokenizer != "char":
+    coder = from_dict({"kind": "byte"} if tokenizer == "byte" else hub.find_tokenizer(tokenizer))
 
 
 # ---- a first look: how long the documents are, and which characters they have --------------------
@@ -61,10 +72,6 @@ empty = splits.lengths.count(0)
 count = len(train_lengths) - empty
 if empty:
     print(f"skipped: {empty:,} rows or files without text")
-if tokenizer == "char":
-    coder = CharTokenizer(sorted(alphabet), [END] if count > 1 else [])
-else:
-    coder = GPT2Tokenizer() if tokenizer == "gpt2" else ByteTokenizer()
 
 
 # ---- the tokens ----------------------------------------------------------------------------------
@@ -73,6 +80,14 @@ def pieces() -> Iterator[texts.Piece]:
     for document, train_length in zip(documents, train_lengths, strict=True):
         yield from texts.split_pieces(document, train_length, with_end=count > 1)
 
+
+if tokenizer == "char":
+    coder = CharTokenizer(sorted(alphabet), [END] if count > 1 else [])
+if tokenizer == "train":
+    bar = tqdm(pieces(), "training the tokenizer", unit=" pieces")
+    coder = hf_tokenizer.train((text for split, text, _ in bar if split == "train"), vocab_size)
+if count > 1 and coder.end_token is None:
+    coder = from_dict({**coder.to_dict(), "special": [END]})
 
 source = {"name": input, "documents": count}
 bar = tqdm(total=splits.num_bytes, desc="encoding", unit="B", unit_scale=True)

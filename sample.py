@@ -22,7 +22,7 @@ from model import GPT
 
 # ---- settings: these, and how to sample, in core/generate.py -------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
-init_from = "resume"  # resume: out_dir; else gpt2, gpt2-xl, ... or a Hugging Face GPT-2 folder
+init_from = "resume"  # resume: out_dir; else gpt2, ORG/NAME on the hub, or a GPT-2 folder of it
 start = "\n"  # the prompt, in which \n is a line break; FILE:path reads a file; may be empty
 num_samples = 10  # how many continuations
 max_new_tokens = 500  # tokens of each
@@ -90,4 +90,4 @@ else:
     samples = torch.stack(tokens, dim=1).tolist() if tokens else [[]] * num_samples
 for sample in samples:
     print(start, end="", flush=True)
-    print_until_stop(map(tokenizer.stream(), sample))
+    print_until_stop(map(tokenizer.stream(ids), sample))

@@ -40,7 +40,7 @@ model_type = ""  # gpt2, gpt2-xl, gpt-mini, ...: replaces n_layer, n_head and n_
 train_only = ""  # names of the parameters to train, such as "transformer.h.3.*,lm_head.*"; "" = all
 # run
 out_dir = "out/gpt2"  # where ckpt.pt (latest), best.pt (lowest validation loss) and log.jsonl go
-init_from = "scratch"  # scratch, resume, auto (resume, if it can), gpt2, gpt2-xl, ... or a path
+init_from = "scratch"  # scratch, resume, auto (resume, if it can), gpt2, ORG/NAME or a path
 allow_other_data = False  # resume although the dataset's files have changed
 max_iters = 600000  # steps in all
 eval_interval = 2000  # steps between evaluations, 0 = only after the last

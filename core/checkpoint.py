@@ -10,17 +10,15 @@ nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same 
 
 import copy
 import os
-import pickle
-import zipfile
 from dataclasses import asdict
 from glob import glob
 
 import torch
 
-from core import UserError, gpt2, nanogpt
+from core import UserError, gpt2, hub, nanogpt
 from core.dataset import read_meta
 from core.distributed import RANK, local_rank_first, print0, signals_wait
-from core.files import replacing
+from core.files import load_torch, replacing
 from core.kernels import pad_vocab
 from core.settings import read_settings
 from core.tokenizer import Tokenizer, from_dict
@@ -118,18 +116,7 @@ def load_file(path: str) -> dict:
     """Our own checkpoint or nanoGPT's, in our form."""
     if not os.path.exists(path):
         raise UserError(f"there is no checkpoint {path}: train one, or name another run's folder.")
-    mmap = os.name != "nt"  # Windows would not let a run replace a file that is mapped
-    try:
-        if zipfile.is_zipfile(path):  # torch does not look at its checksums: 0.3 s per GB
-            with zipfile.ZipFile(path) as file:
-                if damaged := file.testzip():
-                    raise ValueError(f"the checksum of {damaged} differs")
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # damage shows in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        if isinstance(error, pickle.UnpicklingError):  # torch would say how to run it all the same
-            reason = "it holds more than tensors, numbers and text"
-        raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
+    loaded = load_torch(path)
     weights, args = map(loaded.get, ("model", "model_args")) if isinstance(loaded, dict) else (0, 0)
     is_state = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
     is_state = is_state and all(tensor.is_floating_point() for tensor in weights.values())
@@ -144,16 +131,16 @@ def load_file(path: str) -> dict:
 def resolve_checkpoint(source: str) -> str:
     """The .pt file or Hugging Face folder that `source` names.
 
-    "": the newest run; a run's folder: its best checkpoint, else its latest; "gpt2" and its like:
-    the released weights, downloaded at first use; else `source` itself.
+    "": the newest run; a run's folder: its best checkpoint, else its latest; "gpt2", ORG/NAME: the
+    hub's weights, downloaded at first use; else `source` itself.
     """
     if not source:
         runs = glob(os.path.join("out", "**", "ckpt*.pt"), recursive=True)
         if not runs:
             raise UserError("no checkpoint under out/: train one, or name the folder of a run.")
         source = os.path.dirname(max(runs, key=os.path.getmtime))
-    if source in gpt2.RELEASED and not os.path.exists(source):
-        return gpt2.download_pretrained(source)
+    if hub.is_hub_id(source):
+        return hub.download(source)
     if not os.path.isdir(source) or gpt2.is_hf_folder(source):
         return source
     best = os.path.join(source, BEST)

@@ -18,7 +18,7 @@ import numpy as np
 from core import PREPARE, UserError, nanogpt
 from core.distributed import local_rank_first, signals_wait
 from core.files import sync_folder
-from core.tokenizer import UNK, Tokenizer, from_dict
+from core.tokenizer import Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -51,7 +51,7 @@ class Writer:
     ):
         self.folder, self.files = folder, {}
         self.counts, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-        self.unknown = tokenizer.special.get(UNK)
+        self.unknown = tokenizer.unknown
         self.meta = {"tokenizer": tokenizer.to_dict(), "row_length": row_length, "source": source}
         self.meta["dtype"] = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         self.meta |= {"task": task, "use": use}

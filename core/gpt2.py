@@ -1,20 +1,20 @@
-"""GPT-2 in the format of Hugging Face's transformers, downloaded and read; tools/export.py writes.
+"""GPT-2 in the format of Hugging Face's transformers, as read; tools/export.py writes it.
 
 FOLDER/config.json           {"model_type": "gpt2", "n_layer": 12, "n_head": 12, ...}
-FOLDER/model.safetensors     {"transformer.h.0.attn.c_attn.weight": (768, 2304), ...}
-FOLDER/tokenizer.json        for transformers' AutoTokenizer
-FOLDER/folio_tokenizer.json  an exported tokenizer of ours, see core/tokenizer.py
+FOLDER/model.safetensors     {"transformer.h.0.attn.c_attn.weight": (768, 2304), ...}, one file or
+                             several, or pytorch_model*.bin
+FOLDER/tokenizer.json        or other files, see core/hub.py
 FOLDER/README.md             how an export of ours was trained
 """
 
-import hashlib
-import json
 import os
 from glob import escape, glob
 
 import torch
 
 from core import UserError
+from core.files import load_torch
+from core.hub import read_json, read_tokenizer
 from core.kernels import pad_vocab
 from core.tokenizer import from_dict
 
@@ -27,7 +27,6 @@ SIZES = {  # n_layer, n_head, n_embd by name: GPT-2's, which OpenAI released, an
     "gpt-micro": (4, 4, 128),
     "gpt-nano": (3, 3, 48),
 }
-RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (in, out), as in TensorFlow
 # theirs -> ours; an export takes the first of several names
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2"}
@@ -35,8 +34,6 @@ ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 # their settings that our model has no field for, with the only value that it implements
 FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "add_cross_attention": False}
 FIXED |= {"scale_attn_by_inverse_layer_idx": False}
-# sha256 of GPT-2's 50257 tokens, spelled as in its encoder.json, joined by line breaks
-GPT2_TOKENS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
 
 
 def set_size(settings: dict) -> None:
@@ -46,26 +43,6 @@ def set_size(settings: dict) -> None:
         raise UserError(f"model_type={name} is not accepted: one of {', '.join(SIZES)}.")
     if name:
         settings["n_layer"], settings["n_head"], settings["n_embd"] = SIZES[name]
-
-
-def download_pretrained(name: str) -> str:
-    """The folder, in the hub's own cache, of the weights that OpenAI released under that name.
-
-    What is there is not asked for: it does not change, and a network may be slow to fail.
-    """
-    import safetensors  # noqa: F401 (so that a missing package is known before the download)
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    repository = f"openai-community/{name}"
-    try:
-        for file in ("config.json", "model.safetensors"):
-            path = try_to_load_from_cache(repository, file) or hf_hub_download(repository, file)
-    except Exception as error:  # it lets through whatever its HTTP client raises
-        raise UserError(
-            f"{name} cannot be downloaded: {str(error).splitlines()[0]} Without a network, copy "
-            "its config.json and model.safetensors into a folder and name that folder instead."
-        ) from None
-    return os.path.dirname(path)
 
 
 def is_hf_folder(path: str) -> bool:
@@ -88,9 +65,12 @@ def read(folder: str) -> dict:
         raise UserError(f"{folder}/config.json: {name}={value} is not implemented.")
     args |= {"block_size": config["n_positions"], "activation": ACTIVATIONS[activation]}
     args["untied_head"] = not config.get("tie_word_embeddings", True)
-    tokenizer, rows = read_tokenizer(folder, args["vocab_size"]), args["vocab_size"]
+    tokenizer, rows = read_tokenizer(folder), args["vocab_size"]
+    if tokenizer is None and rows in (50257, 50304):  # of GPT-2, the latter padded
+        tokenizer = {"kind": "gpt2"}
     if tokenizer is not None:
-        args["vocab_size"] = from_dict(tokenizer).vocab_size  # more rows are padding
+        coder = from_dict(tokenizer)
+        tokenizer, args["vocab_size"] = coder.to_dict(), coder.vocab_size  # more rows are padding
     if args["vocab_size"] > rows:
         raise UserError(
             f"{folder}: its tokenizer has {args['vocab_size']} tokens, its model only {rows}."
@@ -99,30 +79,25 @@ def read(folder: str) -> dict:
     return {"model": weights, "model_args": args, "tokenizer": tokenizer}
 
 
-def read_json(path: str) -> dict:
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: {error}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object.")
-    return content
-
-
 def read_tensors(folder: str) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError, safe_open
 
-    paths = sorted(glob(os.path.join(escape(folder), "*.safetensors")))
-    if not paths:
-        raise UserError(f"{folder} has no .safetensors file with the weights.")
     tensors = {}
+    paths = sorted(glob(os.path.join(escape(folder), "*.safetensors")))
+    pickles = [] if paths else sorted(glob(os.path.join(escape(folder), "pytorch_model*.bin")))
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise UserError(f"{path} is damaged: {error}.") from None
+    for path in pickles:
+        loaded = load_torch(path)
+        if not isinstance(loaded, dict) or not all(map(torch.is_tensor, loaded.values())):
+            raise UserError(f"{path} has no weights.")
+        tensors |= loaded
+    if not tensors:
+        raise UserError(f"{folder} has no weights: a .safetensors file or pytorch_model.bin.")
     return tensors
 
 
@@ -141,38 +116,3 @@ def from_hf(
     if "transformer.wte.weight" in ours and not untied_head:
         ours["lm_head.weight"] = ours["transformer.wte.weight"]
     return ours
-
-
-def read_tokenizer(folder: str, rows: int) -> dict | None:
-    """Our own, of an export; GPT-2's, if its files say so or there are none; else None.
-
-    rows: of the model's vocabulary.
-    """
-    names = ("folio_tokenizer.json", "tokenizer.json", "vocab.json", "merges.txt")
-    own, whole, vocab, merges = (os.path.join(folder, name) for name in names)
-    if os.path.exists(own):
-        return read_json(own)
-    if os.path.exists(whole):
-        saved = read_json(whole)
-        model, added = saved.get("model", {}), saved.get("added_tokens", [])
-    elif os.path.exists(vocab) and os.path.exists(merges):
-        with open(merges, encoding="utf-8") as file:
-            lines = [line for line in file.read().splitlines() if not line.startswith("#version")]
-        model, added = {"type": "BPE", "vocab": read_json(vocab), "merges": lines}, []
-    else:
-        return {"kind": "gpt2"} if rows in (50257, 50304) else None  # 50304: padded
-    if not is_gpt2_bpe(model):
-        return None
-    special = [token["content"] for token in added if token["id"] > 50256]
-    return {"kind": "gpt2", "special": special} if special else {"kind": "gpt2"}
-
-
-def is_gpt2_bpe(model: dict) -> bool:
-    """Whether the model of a tokenizer.json has GPT-2's tokens, and merges that make just them."""
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if model.get("type") != "BPE" or not isinstance(vocab, dict) or not merges:
-        return False
-    tokens = sorted(vocab, key=vocab.get)[:50257]
-    merged = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in merges]
-    digest = hashlib.sha256("\n".join(tokens).encode()).hexdigest()
-    return digest == GPT2_TOKENS and merged == tokens[256:-1]

@@ -1,5 +1,7 @@
 """Text to token ids and back: characters, bytes, GPT-2's BPE. Each is a plain dict on disk.
 
+Any tokenizer.json is in core/hf_tokenizer.py, for which this file need not be read.
+
 CharTokenizer("ab").to_dict() == {"kind": "char", "chars": ["a", "b"], "special": []}
 from_dict({"kind": "gpt2"}).encode("Hello world").tolist() == [15496, 995]
 """
@@ -27,6 +29,11 @@ class Tokenizer:
     start_token: int  # what an empty prompt starts with
 
     @property
+    def unknown(self) -> int | None:
+        """The token of text outside the vocabulary."""
+        return self.special.get(UNK)
+
+    @property
     def unsampled(self) -> tuple[int, ...]:
         """The ids that stand for no text, which is why they are never sampled."""
         return tuple(self.special[name] for name in (PAD, UNK) if name in self.special)
@@ -48,8 +55,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def stream(self):
-        """A function id -> the text that is complete with it: BPE and bytes split characters."""
+    def stream(self, context: Iterable[int] = ()):
+        """A function id -> the text that is complete with it: BPE and bytes split characters.
+
+        context: the tokens before, whose text was shown.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda token: decoder.decode(self.decode_bytes([token]))
 
@@ -172,4 +182,8 @@ def from_dict(saved: dict) -> Tokenizer:
         return CharTokenizer(chars, special)
     if kind in ("byte", "gpt2"):
         return ByteTokenizer() if kind == "byte" else GPT2Tokenizer(special)
-    raise UserError(f"unknown tokenizer {kind!r}: char, byte and gpt2 are known.")
+    if kind == "hf" and isinstance(saved.get("json"), str):
+        from core.hf_tokenizer import HFTokenizer  # only now, since it needs a package
+
+        return HFTokenizer(saved["json"], special)
+    raise UserError(f"unknown tokenizer {kind!r}: char, byte, gpt2 and hf are known.")

@@ -163,13 +163,15 @@ def hub():
     def serve(files: dict[str, bytes], faults: dict[str, list] | None = None) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self):
-                if self.path not in files:
+                path = self.path.replace(f"/resolve/{commit}/", "/resolve/main/")
+                if path not in files:
                     return self.refuse(404)
                 self.send_response(200)
-                self.describe(files[self.path])
+                self.describe(files[path])
 
             def do_GET(self):
                 path, span = self.path.partition("?")[0], self.headers.get("Range")
+                path = path.replace(f"/resolve/{commit}/", "/resolve/main/")
                 if "/resolve/" in path:
                     asked.append((path, span, self.headers["Authorization"]))
                 fault = (faults or {}).get(path) or [None]
@@ -204,6 +206,7 @@ def hub():
                 self.send_response(status)
                 if status == 404:
                     self.send_header("X-Error-Code", code)
+                    self.send_header("X-Repo-Commit", commit)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 

@@ -15,7 +15,7 @@ from test_gpt2 import FILES, val_losses
 from core import checkpoint
 from core.dataset import Writer
 from core.generate import Sampling, generate
-from core.tokenizer import UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer
+from core.tokenizer import UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_dict
 from model import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -113,11 +113,13 @@ def test_gpt2_in_tokenizer_json_is_recognised_by_its_tokens(bpe, script, tmp_pat
         save_ours(tmp_path / "ckpt.pt", TOKENIZERS[kind])
         script("tools.export", "--out_dir=ckpt.pt", f"--to={kind}")
         (tmp_path / kind / "folio_tokenizer.json").unlink()  # as others write the folder
-        expected = TOKENIZERS[kind].to_dict() if kind != "byte" else None
-        assert checkpoint.load(str(tmp_path / kind))["tokenizer"] == expected
+        found = checkpoint.load(str(tmp_path / kind))["tokenizer"]
+        assert found["kind"] == ("hf" if kind == "byte" else "gpt2")
+        for text in TEXTS[:2]:  # the byte 0 is a name there
+            assert from_dict(found).encode(text).tolist() == TOKENIZERS[kind].encode(text).tolist()
 
 
-def test_another_tokenizer_of_gpt2s_size_is_unknown(bpe, script, tmp_path):
+def test_another_tokenizer_of_gpt2s_size_is_not_taken_for_it(bpe, script, tmp_path):
     save_ours(tmp_path / "ckpt.pt", TOKENIZERS["gpt2"])
     script("tools.export", "--out_dir=ckpt.pt", "--to=hf")
     (tmp_path / "hf" / "folio_tokenizer.json").unlink()
@@ -133,10 +135,11 @@ def test_another_tokenizer_of_gpt2s_size_is_unknown(bpe, script, tmp_path):
     pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
     for spelled in (pairs, [" ".join(pair) for pair in pairs]):
         assert recognised(merges=spelled) == {"kind": "gpt2"}
-    assert recognised(type="WordLevel") is None
-    assert recognised(merges=merges[1:] + merges[:1]) is None
+    words = recognised(type="WordLevel", unk_token="a")
+    assert words["kind"] == "hf" and from_dict(words).vocab_size == 50257
+    assert recognised(merges=merges[1:] + merges[:1])["kind"] == "hf"
     first, second = list(vocab)[1000:1002]
-    assert recognised(vocab={**vocab, first: vocab[second], second: vocab[first]}) is None
+    assert recognised(vocab={**vocab, first: vocab[second], second: vocab[first]})["kind"] == "hf"
 
 
 def test_gpt2_is_recognised_in_vocab_json_and_merges_txt(bpe, script, tmp_path):
@@ -151,7 +154,9 @@ def test_gpt2_is_recognised_in_vocab_json_and_merges_txt(bpe, script, tmp_path):
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     assert checkpoint.load(str(folder))["tokenizer"] == {"kind": "gpt2"}
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges[:-1], ""]))
-    assert checkpoint.load(str(folder))["tokenizer"] is None
+    other = from_dict(checkpoint.load(str(folder))["tokenizer"])
+    assert other.kind == "hf" and other.special == {"<|endoftext|>": 50256}
+    assert other.encode("Hello world").tolist() == [15496, 995]
 
 
 EXPRESSED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "activation"}

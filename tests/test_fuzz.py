@@ -143,8 +143,9 @@ def test_any_value_in_meta_json(folder, key, value):
         open_dataset("values")
 
 
-KINDS = st.sampled_from(["char", "byte", "gpt2"])
-TOKENIZER = st.fixed_dictionaries({"kind": KINDS, "chars": JSON, "special": JSON})
+KINDS = st.sampled_from(["char", "byte", "gpt2", "hf"])
+PARTS = {"kind": KINDS, "chars": JSON, "special": JSON, "json": JSON | st.text()}
+TOKENIZER = st.fixed_dictionaries(PARTS)
 
 
 @cases

@@ -40,7 +40,7 @@ task: Literal["hellaswag", "lambada"] = "hellaswag"  # four endings, or the last
 protocol: Literal["llm.c", "lm-eval"] = "llm.c"  # of hellaswag, as llm.c or lm-eval reports it
 input = ""  # its .jsonl file, by default downloaded into data/
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
-init_from = "resume"  # resume: out_dir; else gpt2, gpt2-xl, ... or a Hugging Face GPT-2 folder
+init_from = "resume"  # resume: out_dir; else gpt2, ORG/NAME on the hub, or a GPT-2 folder of it
 limit = 0  # take only so many examples, 0 = all
 batch_size = 16  # sequences computed at once
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps

@@ -30,7 +30,8 @@ from core.tokenizer import UNK, Tokenizer
 from model import GPTConfig
 
 # ---- settings ------------------------------------------------------------------------------------
-out_dir = ""  # a run's folder, a .pt file, or gpt2 and its like; by default the newest run
+out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
+init_from = "resume"  # resume: out_dir; else gpt2, ORG/NAME on the hub, or a GPT-2 folder of it
 to = ""  # the folder to write, which must not exist yet
 globals().update(configure(__file__))
 
@@ -101,6 +102,8 @@ def boundary(tokenizer: Tokenizer) -> int:
 
 def to_hf_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     """One of Hugging Face's `tokenizers` that gives the same ids."""
+    if tokenizer.kind == "hf":
+        return tokenizer.backend
     special = dict(tokenizer.special)
     if tokenizer.kind == "char":
         vocab = {piece: i for i, piece in enumerate(tokenizer.pieces)}
@@ -137,8 +140,9 @@ def byte_vocab() -> dict[str, int]:
 
 def tokenizer_config_json(tokenizer: Tokenizer, block_size: int) -> dict:
     """All three tokens are always there: CTranslate2 and lm-eval do not go without."""
-    edge = tokenizer.decode([boundary(tokenizer)])
-    unknown = UNK if UNK in tokenizer.special else edge
+    names = {i: name for name, i in tokenizer.special.items()}
+    edge = names.get(boundary(tokenizer)) or tokenizer.decode([boundary(tokenizer)])
+    unknown = names.get(tokenizer.unknown, edge)
     tokens = {"bos_token": edge, "eos_token": edge, "unk_token": unknown}
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
     return about | {"clean_up_tokenization_spaces": False} | tokens
@@ -217,7 +221,8 @@ def text_files(loaded: dict, args: dict, tensors: dict) -> dict[str, str]:
         about = tokenizer_config_json(tokenizer, args["block_size"])
         files["tokenizer_config.json"] = to_json(about)
         files["tokenizer.json"] = to_hf_tokenizer(tokenizer).to_str(pretty=True)
-        files["folio_tokenizer.json"] = to_json(tokenizer.to_dict())
+        if tokenizer.kind != "hf":  # whose tokenizer.json is all that there is
+            files["folio_tokenizer.json"] = to_json(tokenizer.to_dict())
     return files
 
 
@@ -225,7 +230,7 @@ if not to:
     raise UserError("--to= names the folder to write.")
 if os.path.exists(to):
     raise UserError(f"--to={to} exists already: name a new folder, or remove it first.")
-loaded = checkpoint.load(out_dir)
+loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
 args = complete(loaded["model_args"])
 tensors = to_hf(loaded["model"], args)
 files = text_files(loaded, args, tensors)

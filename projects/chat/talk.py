@@ -31,6 +31,7 @@ from projects.chat.tokens import TurnTokens
 
 # ---- settings: these, and how to sample, in core/generate.py -------------------------------------
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
+init_from = "resume"  # resume: out_dir; else gpt2, ORG/NAME on the hub, or a GPT-2 folder of it
 max_new_tokens = 100  # of a reply
 temperature = 0.7  # 0 = always the likeliest token, 1 = as trained, above = more random
 top_k = 50  # sample from the k likeliest tokens only, 0 = from all
@@ -44,7 +45,7 @@ globals().update(settings)
 
 # ---- the model -----------------------------------------------------------------------------------
 device = choose_device(device)
-loaded = checkpoint.load(out_dir)
+loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
 tokenizer = checkpoint.load_tokenizer(loaded)
 sampling = Sampling(**pick(Sampling, settings), unsampled=tokenizer.unsampled)
 tokens = TurnTokens(tokenizer, loaded["path"])

@@ -79,8 +79,8 @@ if unseen := {label_of[text] for text in chosen["val"]} - set(labels):
 # ---- the vocabulary ------------------------------------------------------------------------------
 def extended(saved: dict | None, names: list[str]) -> Tokenizer:
     """A checkpoint's tokenizer with these special tokens too."""
-    if saved is None or saved["kind"] not in ("char", "gpt2"):
-        raise UserError(f"--vocab_from={vocab_from} needs a vocabulary of characters or GPT-2's.")
+    if saved is None or saved["kind"] == "byte":
+        raise UserError(f"--vocab_from={vocab_from} needs another vocabulary than bytes.")
     known = list(saved.get("special", ()))
     return from_dict({**saved, "special": known + [name for name in names if name not in known]})
 
