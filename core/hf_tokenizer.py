@@ -35,15 +35,16 @@ class HFTokenizer(Tokenizer):
             self.backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # it raises no narrower one
             raise UserError(f"the tokenizer.json is damaged: {error}.") from None
+        self.text, self.added = text, list(special)
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.backend.add_special_tokens(list(special))
+        self.backend.add_special_tokens(self.added)
         # names in a text are text; not saved in the JSON
         self.backend.encode_special_tokens = True
         self.ids = self.backend.get_vocab(with_added_tokens=True)
-        if not self.ids:
-            raise UserError("the tokenizer.json is damaged: it has no tokens.")
-        self.vocab_size = max(self.ids.values()) + 1  # there may be ids without a token
+        self.vocab_size = max(self.ids.values(), default=-1) + 1  # some may have no token
+        if not 0 < self.vocab_size < 2**24:
+            raise UserError(f"the tokenizer.json is damaged: {self.vocab_size:,} tokens.")
         added = self.backend.get_added_tokens_decoder()
         self.special = {token.content: i for i, token in sorted(added.items()) if token.special}
         self.end_token = self.first(ENDS)
@@ -65,7 +66,8 @@ class HFTokenizer(Tokenizer):
         return tuple(sorted(named | set(range(self.vocab_size)) - set(self.ids.values())))
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind, "json": self.backend.to_str()}
+        saved = {"kind": self.kind, "json": self.text}  # another version would spell it otherwise
+        return {**saved, "special": self.added} if self.added else saved
 
     def encode(self, text: str) -> np.ndarray:
         try:  # _fast: it does not keep the place of each token in the text

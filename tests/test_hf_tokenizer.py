@@ -104,13 +104,13 @@ def test_streamed_text_is_that_of_all_tokens(folders, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_no_ids_make_streaming_fail_or_show_half_a_character(folders, kind, data):
     coder = from_dict(find_tokenizer(str(folders[kind])))
     ids = data.draw(st.lists(st.integers(0, min(coder.vocab_size, 400) - 1), max_size=40))
     pieces = list(map(coder.stream(ids[:3]), ids[3:]))
     assert not any(piece.endswith("�") for piece in pieces)
-    if "�" not in coder.decode(ids):
+    if not any("�" in coder.decode(part) for part in (ids, ids[:3])):  # whole characters
         assert coder.decode(ids[:3]) + "".join(pieces) == coder.decode(ids)
 
 
