@@ -47,9 +47,18 @@ def read(path: str) -> list[dict]:
 
 
 def rewind(path: str, step: int) -> None:
-    """Drop what a resumed run does again: training lines after `step`, evaluations from it on."""
+    """Drop what a resumed run does again: training lines after `step`, evaluations from it on.
+
+    Damaged lines go too, and are counted on the screen.
+    """
+    records = read(path)
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            damaged = sum(bool(line.strip()) for line in file) - len(records)
+        if damaged:
+            print0(f"warning  {damaged} damaged lines of {path} are left out")
     with replacing(path, "w", encoding="utf-8") as file:
-        for record in read(path):
+        for record in records:
             at = record.get("step", -1)
             if at < step or (at == step and "val_loss" not in record):
                 file.write(json.dumps(record) + "\n")

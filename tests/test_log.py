@@ -129,13 +129,14 @@ def test_settings_that_are_hardly_meant_are_warned_of(script, toy, tmp_path):
     assert warnings("--min_lr=0.1", "--warmup_iters=3", "--decay_lr=False") == []
 
 
-def test_damaged_lines_of_a_log_are_left_out(tmp_path):
+def test_damaged_lines_of_a_log_are_left_out_and_counted(tmp_path, capsys):
     path = tmp_path / "log.jsonl"
     log.append(str(path), {"step": 1, "loss": 2.0})
     with open(path, "ab") as file:
         file.write(b'{"step": 2, "lo\n\xff\xfe\n[1]\n\n{"step": 3, "loss": 1.5}\n{"step": 4')
     assert [record["step"] for record in log.read(str(path))] == [1, 3]
     log.rewind(str(path), 3)
+    assert "warning  4 damaged lines" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
 
 
