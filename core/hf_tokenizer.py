@@ -35,10 +35,9 @@ class HFTokenizer(Tokenizer):
             self.backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # it raises no narrower one
             raise UserError(f"the tokenizer.json is damaged: {error}.") from None
-        self.text, self.added = text, list(special)
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.backend.add_special_tokens(self.added)
+        self.backend.add_special_tokens(list(special))
         # names in a text are text; not saved in the JSON
         self.backend.encode_special_tokens = True
         self.ids = self.backend.get_vocab(with_added_tokens=True)
@@ -66,8 +65,7 @@ class HFTokenizer(Tokenizer):
         return tuple(sorted(named | set(range(self.vocab_size)) - set(self.ids.values())))
 
     def to_dict(self) -> dict:
-        saved = {"kind": self.kind, "json": self.text}  # another version would spell it otherwise
-        return {**saved, "special": self.added} if self.added else saved
+        return {"kind": self.kind, "json": self.backend.to_str()}
 
     def encode(self, text: str) -> np.ndarray:
         try:  # _fast: it does not keep the place of each token in the text
