@@ -26,7 +26,7 @@ from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
 from core.gpt2 import set_size
-from core.log import RunLog, check_finite, check_has_targets, opening_report
+from core.log import RunLog, check_finite, opening_report, require_targets
 from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
 from core.run_folder import check_outputs
 from model import GPT, GPTConfig
@@ -151,7 +151,7 @@ def split_loss(split: str, limit: int) -> tuple[float, float]:
         if cut_short := any_rank(bool(caught)):
             break
     loss, targets, correct, examples = all_reduce_sum(*torch.stack(sums).cpu().double().sum(0))
-    targets = check_has_targets(split, targets, cut_short)
+    targets = require_targets(split, targets, cut_short)
     return loss / targets, correct / examples
 
 

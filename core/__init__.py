@@ -35,14 +35,14 @@ def set_up_script() -> None:
 
 
 def end_with_parent() -> None:
-    """If the process that started this one is killed, which could not end it any more, end too."""
+    """On Linux, get SIGTERM when the process that started this one ends, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def end_by_signal(number: int, frame) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one does not cut the clean-up short
-    sys.unraisablehook = lambda _: None  # of objects that were being made
+    sys.unraisablehook = lambda _: None  # silence destructors of objects that are half made
     sys.exit(128 + number)
 
 
@@ -61,10 +61,12 @@ def print_user_error(kind: type[BaseException], error: BaseException, traceback)
         sentence += f"{error.strerror}."
     elif kind.__name__ == "OutOfMemoryError" or "can't allocate memory" in sentence:
         sentence = f"out of memory: lower --batch_size or --block_size. {error}"
-    elif "gloo" in sentence or kind.__name__.startswith("Dist"):
+    elif issubclass(kind, RuntimeError) and is_from_distributed(kind, sentence):
         let_other_ranks_speak()
-        sentence = "the other processes cannot be reached: one has ended, or hangs, or the network "
-        sentence += f"is down; resume with init_from=resume. ({str(error).splitlines()[0]})"
+        sentence = (
+            "the other processes cannot be reached: one has ended, or hangs, or the network is "
+            f"down; resume with --init_from=resume. ({sentence[:200]})"
+        )
     elif not issubclass(kind, UserError):
         let_other_ranks_speak()
         sys.__excepthook__(kind, error, traceback)
@@ -82,6 +84,11 @@ def print_user_error(kind: type[BaseException], error: BaseException, traceback)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         exit_at_once(status)
     raise SystemExit(status)
+
+
+def is_from_distributed(kind: type[BaseException], sentence: str) -> bool:
+    """Whether torch.distributed raised it: gloo has no exception class of its own."""
+    return kind.__name__.startswith("Dist") or "gloo" in sentence
 
 
 def exit_at_once(status: int) -> None:

@@ -87,7 +87,7 @@ def saved_in(folder: str) -> list[str]:
 
 
 def load_newest(folder: str) -> dict:
-    """The newest whole checkpoint of a run: ckpt.pt, or if that is damaged another, which is said.
+    """The newest whole checkpoint of a run: ckpt.pt, or another with a warning if it is damaged.
 
     UserError if none is whole.
     """

@@ -22,9 +22,7 @@ RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 SCREEN = TextWrapper(80, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
-
-
-PREPARING = []  # a group whose ranks wait for hours for one that prepares the data
+PREPARING = []  # the process group in which ranks wait up to 2 hours for prepared data
 
 
 def init(device: torch.device, backend: str, timeout: float) -> None:
@@ -64,10 +62,11 @@ def check_ranks_agree(facts: dict) -> None:
     if WORLD_SIZE > 1:
         dist.all_gather_object(everyone, facts)
     for rank, theirs in enumerate(everyone):
-        for name, ours in everyone[0].items():
-            if theirs[name] != ours:
+        for name in {**everyone[0], **theirs}:  # one may have a file that the other lacks
+            ours, other = everyone[0].get(name), theirs.get(name)
+            if other != ours:
                 raise UserError(
-                    f"rank {rank} has {name}={theirs[name]} and rank 0 {ours}: all machines need "
+                    f"rank {rank} has {name}={other} and rank 0 {ours}: all machines need "
                     "the same command, data and out_dir, for example on a shared folder."
                 )
 

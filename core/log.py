@@ -4,6 +4,7 @@
  "run_id": "..."}
 {"step": 0, "train_loss": 4.17, "val_loss": 4.18}                      after 0 steps
 {"step": 1, "loss": 4.17, "lr": 0.001, "grad_norm": 1.9, "ms": 52.1, ...}    of step 1
+{"step": 7, "grad_norm": null}       step 7 was skipped: its gradient was NaN or infinite
 """
 
 import json
@@ -72,7 +73,7 @@ def check_finite(what: str, *values: float) -> None:
         )
 
 
-def check_has_targets(split: str, targets: float, cut_short: bool) -> float:
+def require_targets(split: str, targets: float, cut_short: bool) -> float:
     """The number of targets that a mean is over; UserError if a whole evaluation has none."""
     if not targets and not cut_short:
         raise UserError(

@@ -269,3 +269,7 @@ def test_ctrl_c_is_quiet_while_torch_is_imported(tmp_path):
         started.send_signal(signal.SIGINT)
         assert started.communicate()[1] == f"{name}: interrupted\n"
         assert started.returncode == 130
+
+
+def test_a_mistake_that_mentions_gloo_keeps_its_own_sentence(script):
+    assert "no config file gloomy.py" in script("train.py", "gloomy.py", status=2).stderr
