@@ -15,7 +15,7 @@ from glob import glob
 
 import torch
 
-from core import UserError, gpt2, hub, nanogpt
+from core import UserError, gpt2
 from core.dataset import read_meta
 from core.distributed import RANK, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
@@ -55,7 +55,12 @@ def load(source: str) -> dict:
     file. Raises UserError where there is no checkpoint, or it is damaged, or something else.
     """
     path = resolve_checkpoint(source)
-    loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
+    if gpt2.is_hf_folder(path):
+        from core import hf_folder  # only now, since the main job needs none of it
+
+        loaded = hf_folder.read(path)
+    else:
+        loaded = load_file(path)
     for name in DEFAULTS.keys() & loaded.keys() - {"task"}:
         kinds = (type(DEFAULTS[name]), dict) if name == "tokenizer" else type(DEFAULTS[name])
         if not isinstance(loaded[name], kinds):
@@ -122,8 +127,12 @@ def load_file(path: str) -> dict:
     is_state = is_state and all(tensor.is_floating_point() for tensor in weights.values())
     if not is_state or not isinstance(args, dict) or type(args.get("vocab_size")) is not int:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
+    if "tokenizer" in loaded:
+        return loaded
+    from core import nanogpt  # only now, as above
+
     try:
-        return loaded if "tokenizer" in loaded else nanogpt.read_checkpoint(loaded)
+        return nanogpt.read_checkpoint(loaded)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a whole checkpoint of nanoGPT: {error!r}.") from None
 
@@ -139,7 +148,9 @@ def resolve_checkpoint(source: str) -> str:
         if not runs:
             raise UserError("no checkpoint under out/: train one, or name the folder of a run.")
         source = os.path.dirname(max(runs, key=os.path.getmtime))
-    if hub.is_hub_id(source):
+    if gpt2.is_hub_id(source):
+        from core import hub  # only now, as above
+
         return hub.download(source)
     if not os.path.isdir(source) or gpt2.is_hf_folder(source):
         return source
