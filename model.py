@@ -192,10 +192,9 @@ class GPT(nn.Module):
         x = self.hidden(idx, cache)
         if targets is None:
             return self.logits(x if cache is None else x[:, -1:])
-        x, targets = x.flatten(0, 1), targets.flatten()
         if sparse:
             x, targets = x[targets >= 0], targets[targets >= 0]
-        return F.cross_entropy(self.logits(x), targets, ignore_index=-1, reduction=reduction)
+        return self.cross_entropy(x.flatten(0, -2), targets.flatten(), reduction)
 
     def hidden(self, idx: Tensor, cache=None) -> Tensor:
         """idx (B, T) -> the normalized output of the last block, (B, T, C)."""
@@ -223,6 +222,9 @@ class GPT(nn.Module):
         if c := self.config.logit_softcap:
             logits = c * torch.tanh(logits / c)
         return logits
+
+    def cross_entropy(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        return F.cross_entropy(self.logits(x), targets, ignore_index=-1, reduction=reduction)
 
     @classmethod
     def from_pretrained(cls, source: str) -> "GPT":

@@ -101,22 +101,30 @@ def should_compile(wanted: str | bool, device: torch.device, flops: float) -> bo
 def compile_model(model: nn.Module, x, y, amp, sparse: bool, deterministic: str | bool) -> None:
     """Compile in place by the forward and backward pass of one micro-batch; print how that went.
 
+    On a CPU one block is compiled, whose code all blocks share, and the head: in half the time of
+    the whole model for 12 layers, and its steps are as fast. On a GPU the whole fuses more.
     sparse: as in model.forward, whose head then gets ever new shapes and stays eager.
     deterministic: compiled CPU code sums gradients in any order unless it is True or `auto`.
     """
-    if deterministic == "auto" and x.device.type == "cpu":
+    on_cpu = x.device.type == "cpu"
+    if deterministic == "auto" and on_cpu:
         make_deterministic()
-    if sparse:
+    if on_cpu:
+        for block in model.transformer.h:
+            block.compile(dynamic=False)
+    elif sparse:
         model.hidden = torch.compile(model.hidden, dynamic=False)
     else:
         model.compile(dynamic=False)
+    if on_cpu and not sparse:
+        model.cross_entropy = torch.compile(model.cross_entropy, dynamic=False)
 
     def forward_backward() -> None:
         with amp:
             loss = model(x, y, reduction="sum", sparse=sparse)
         loss.backward()
 
-    print0("compile  takes a minute or so ...")
+    print0(f"compile  takes about {'half a minute' if on_cpu else 'a minute'} ...")
     print0(f"compile  {try_compile(forward_backward)}")
     model.zero_grad(set_to_none=True)
 
