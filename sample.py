@@ -48,7 +48,7 @@ if start.startswith("FILE:"):
         start = file.read()
 ids = tokenizer.encode_prompt(start) or [tokenizer.start_token]
 known = f"{loaded['step']} steps, validation loss {loaded['best_val_loss']:.4f}"
-print(f"{loaded['path']}: {known}", file=sys.stderr)
+print(f"{loaded['path']}: {known}" if loaded["step"] else loaded["path"], file=sys.stderr)
 block_size = model.config.block_size
 if len(ids) > block_size:
     print(f"the model reads the last {block_size} tokens of the prompt", file=sys.stderr)

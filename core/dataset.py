@@ -207,7 +207,11 @@ def ensure_prepared(folder: str, command: str) -> Tokenizer:
                     process.terminate()
                     raise
     if command and not is_made_by(folder, command):
-        raise UserError(f"--prepare={command!r} did not make {folder}/train.bin.")
+        python = "python" if command.split()[0].endswith(".py") else "python -m"
+        raise UserError(
+            f"--prepare={command!r} did not make {folder}/train.bin, for the reason above. "
+            f"To give it more options, run it first: {python} {command} ..."
+        )
     if not os.path.exists(os.path.join(folder, "train.bin")):
         raise UserError(
             f"there is no {folder}/train.bin. Start with python train.py "

@@ -32,7 +32,8 @@ def download(urls: str, path: str, sha256: str = "", progress=None, attempts: in
             failures[url] = f"status {status}" if status else type(error).__name__
     reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
     raise UserError(
-        f"{path} cannot be downloaded ({reasons}). Without a network, give the file as --input."
+        f"{path} cannot be downloaded ({reasons}). Without a network, get the file "
+        "elsewhere and run this script with --input=FILE."
     )
 
 

@@ -152,9 +152,10 @@ class GPT2Tokenizer(Tokenizer):
             return tiktoken.get_encoding("gpt2")
         except Exception as error:  # it lets through whatever its HTTP client raises
             raise UserError(
-                f"tiktoken cannot load GPT-2's vocabulary ({type(error).__name__}): without a "
-                "network, set TIKTOKEN_CACHE_DIR to a folder that it has filled where there is "
-                "one, for example by python prepare_shakespeare.py --tokenizer=gpt2"
+                f"tiktoken cannot load GPT-2's vocabulary ({type(error).__name__}). Without a "
+                "network, prepare texts with --tokenizer=char, or set TIKTOKEN_CACHE_DIR to a "
+                "folder that tiktoken filled where there is one (there: TIKTOKEN_CACHE_DIR=FOLDER "
+                "python prepare_shakespeare.py --tokenizer=gpt2)."
             ) from error
 
     def encode(self, text: str) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_a_wrong_answer_is_one_sentence_and_leaves_nothing(script, server, tmp_p
 
 def test_without_a_network_it_asks_for_a_file_and_the_next_run_downloads(script, server, tmp_path):
     result = script("prepare_shakespeare.py", f"--url={AWAY}", status=2)
-    assert "give the file as --input" in result.stderr
+    assert "with --input=FILE" in result.stderr
     folder = tmp_path / "data" / "shakespeare_char"
     assert list(folder.iterdir()) == []
     script("prepare_shakespeare.py", f"--url={server((200, TEXT.encode()))}", "--sha256=")
@@ -163,7 +163,7 @@ def test_each_mirror_that_fails_is_followed_by_the_next(script, server, tmp_path
     bad.append(server((200, body, len(body) // 2)))
     failed = script("prepare_shakespeare.py", f"--url={' '.join(bad)}", sha256, status=None)
     sentence = failed.stderr.splitlines()[-1]
-    assert failed.returncode == 2 and "give the file as --input" in sentence
+    assert failed.returncode == 2 and "with --input=FILE" in sentence
     assert all(f"{url}: " in sentence for url in bad)
     assert list(folder.iterdir()) == []
     server.asked.clear()

@@ -50,13 +50,19 @@ ENCODINGS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"  #
 
 # ---- the model -----------------------------------------------------------------------------------
 def complete(model_args: dict) -> dict:
-    """All fields of GPTConfig; UserError for one that GPT-2's format cannot express."""
+    """All fields of GPTConfig; UserError for those that GPT-2's format cannot express."""
     defaults = {field.name: field.default for field in fields(GPTConfig)}
     args = defaults | model_args
+    others = []
     for name, value in args.items():
         known = name == "activation" and value in ACTIVATIONS.values()
         if name not in (*EXPRESSED, *TRAINING) and value != defaults.get(name) and not known:
-            raise UserError(f"{name}={value}: GPT-2's format cannot express this.")
+            others.append(f"{name}={value}")
+    if others:
+        raise UserError(
+            f"GPT-2's format cannot express {', '.join(others)}: export a model that was trained "
+            "without, such as those of config/gpt2.py and config/finetune_shakespeare.py."
+        )
     return args
 
 

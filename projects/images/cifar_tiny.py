@@ -3,6 +3,7 @@
 # python -m projects.images.complete --out_dir=out/cifar_tiny --rows=16
 # 2 cores of an Intel Xeon that others used as well, torch 2.13: 19 min 12 s, 4.3 minutes of CPU
 # time; validation loss 2.4615, 3.5512 bits per pixel. It has seen 1,600 images once, too few.
+# python -m projects.images.probe --out_dir=out/cifar_tiny: 40.5%, the pixels themselves 38.5%.
 dataset = "cifar10"
 prepare = "projects.images.prepare"
 out_dir = "out/cifar_tiny"
