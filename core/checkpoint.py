@@ -3,9 +3,10 @@
     {"model": {name: tensor}, "model_args": {field of GPTConfig: value}, "tokenizer": {plain dict},
      "task": None or the dataset's own description of its examples, "step": 2000,
      "optimizers": {"adamw": state dict, ...}, "scaler": {...}, "best_val_loss": 1.47,
-     "config": {setting: value}, "data": {file name: fingerprint}}
+     "config": {setting: value}, "data": {file name: fingerprint},
+     "lora": {} or, where "model" holds adapters only, their base: see core/lora.py}
 
-nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same form.
+nanoGPT's ckpt.pt files, Hugging Face's GPT-2 folders and PEFT's are read into the same form.
 """
 
 import copy
@@ -15,7 +16,7 @@ from glob import glob
 
 import torch
 
-from core import UserError, gpt2, hub, nanogpt
+from core import UserError, gpt2, hub, lora, nanogpt, peft
 from core.dataset import read_meta
 from core.distributed import RANK, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
@@ -26,7 +27,7 @@ from core.tokenizer import Tokenizer, from_dict
 LONGEST_CONTEXT = 2**24  # rotary positions have no tensor that would tell
 LATEST, PREVIOUS, BEST = "ckpt.pt", "ckpt.prev.pt", "best.pt"
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
-DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}}
+DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}, "lora": {}}
 
 
 def save(state: dict, path: str) -> None:
@@ -48,14 +49,18 @@ def save(state: dict, path: str) -> None:
         raise UserError(what) from error
 
 
-def load(source: str) -> dict:
+def load(source: str, merge: bool = True) -> dict:
     """The checkpoint that `source` names, in the form described above, and its "path".
 
-    source: see resolve_checkpoint. The weights are in memory, the optimizers' tensors still in the
+    source: see resolve_checkpoint. merge: adapters are added to the weights of their base, else
+    they stand beside them. The weights are in memory, the optimizers' tensors still in the
     file. Raises UserError where there is no checkpoint, or it is damaged, or something else.
     """
     path = resolve_checkpoint(source)
-    loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
+    if peft.is_peft_folder(path):
+        loaded = peft.read(path)
+    else:
+        loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
     for name in DEFAULTS.keys() & loaded.keys() - {"task"}:
         kinds = (type(DEFAULTS[name]), dict) if name == "tokenizer" else type(DEFAULTS[name])
         if not isinstance(loaded[name], kinds):
@@ -64,7 +69,10 @@ def load(source: str) -> dict:
         if not tensor.sum(dtype=torch.float32).isfinite():  # fp16 could overflow in the sum
             raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
     # in memory, since a mapped file that is overwritten would end the process
-    return {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
+    loaded = {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
+    if loaded["lora"]:
+        loaded = lora.with_base(loaded, load)
+    return lora.merged(loaded) if merge else loaded
 
 
 def check_model_args(config: type, args: dict, weights: dict) -> dict:
@@ -95,7 +103,7 @@ def load_newest(folder: str) -> dict:
     whole, damaged = [], []
     for path in saved_in(folder) or [latest]:
         try:
-            whole.append(load(path))
+            whole.append(load(path, merge=False))
         except UserError as error:
             damaged.append(error)
         if whole and path == latest:
@@ -129,7 +137,7 @@ def load_file(path: str) -> dict:
 
 
 def resolve_checkpoint(source: str) -> str:
-    """The .pt file or Hugging Face folder that `source` names.
+    """The .pt file or folder of Hugging Face that `source` names.
 
     "": the newest run; a run's folder: its best checkpoint, else its latest; "gpt2", ORG/NAME: the
     hub's weights, downloaded at first use; else `source` itself.
@@ -141,7 +149,7 @@ def resolve_checkpoint(source: str) -> str:
         source = os.path.dirname(max(runs, key=os.path.getmtime))
     if hub.is_hub_id(source):
         return hub.download(source)
-    if not os.path.isdir(source) or gpt2.is_hf_folder(source):
+    if not os.path.isdir(source) or gpt2.is_hf_folder(source) or peft.is_peft_folder(source):
         return source
     best = os.path.join(source, BEST)
     return best if os.path.exists(best) else os.path.join(source, LATEST)
@@ -185,25 +193,32 @@ def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
         weights[name] = pad_vocab(rows)
     count = int((source >= 0).sum())
     print0(f"vocab    {count:,} of {len(source):,} tokens are the checkpoint's")
+    if loaded["lora"]:  # frozen, the new ones would mean nothing
+        loaded["lora"]["trained"] = ["transformer.wte.weight", "lm_head.weight"]
     args = {**loaded["model_args"], "vocab_size": tokenizer.vocab_size}
     return {**loaded, "model": weights, "model_args": args}
 
 
-def start_model(gpt: type, config, init_from: str, out_dir: str, tokenizer: Tokenizer):
+def start_model(gpt, config, init_from: str, out_dir: str, tokenizer: Tokenizer, lora_rank=0):
     """The model that a run starts from, and the checkpoint if it resumes one, else None.
 
     gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
     only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
     init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes.
+    lora_rank: of the adapters that are trained in place of the weights, 0 = none.
     """
     resuming, loaded = init_from == "resume", None
     with local_rank_first():  # it may be downloaded; ranks that start otherwise meet here too
         if init_from != "scratch":
-            loaded = load_newest(out_dir) if resuming else load(init_from)
+            loaded = load_newest(out_dir) if resuming else load(init_from, merge=not lora_rank)
+    if lora_rank and not resuming:
+        loaded = lora.as_base(loaded, init_from, out_dir, lora_rank)
     if loaded is None:
         return gpt(config), None
     if loaded["tokenizer"] != tokenizer.to_dict():
         loaded = with_vocabulary_of(tokenizer, loaded, resuming)
+    if (rank := loaded["lora"].get("rank", 0)) != lora_rank:
+        raise UserError(f"{loaded['path']} was trained with --lora_rank={rank}: resume with it.")
     # what a checkpoint does not state has the default
     args = {**asdict(type(config)(tokenizer.vocab_size)), **loaded["model_args"]}
     args["dropout"], weights = config.dropout, dict(loaded["model"])
@@ -219,7 +234,11 @@ def start_model(gpt: type, config, init_from: str, out_dir: str, tokenizer: Toke
     for name, value in asdict(config).items():
         if args[name] != value:
             print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
-    return gpt.from_state_dict(args, weights), loaded if resuming else None
+    adapters = {name: weights.pop(name) for name in list(weights) if ".lora_" in name}
+    model = gpt.from_state_dict(args, weights)
+    if loaded["lora"]:
+        lora.add(model, loaded["lora"], adapters)
+    return model, loaded if resuming else None
 
 
 def with_vocabulary_of(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> dict:

@@ -1,0 +1,71 @@
+"""LoRA adapters in the format of Hugging Face's peft: https://github.com/huggingface/peft
+
+FOLDER/adapter_config.json          {"base_model_name_or_path": "gpt2", "r": 8, "lora_alpha": 16}
+FOLDER/adapter_model.safetensors    {"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight":
+                                     (8, 768), ...}, of the same shapes as ours
+"""
+
+import os
+import re
+
+import torch
+
+from core import UserError
+from core.gpt2 import is_hf_folder, read_tensors
+from core.hub import read_json
+from core.lora import MODULES
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NAME = re.compile(
+    rf"base_model\.model\.(transformer\.h\..+\.({'|'.join(MODULES)})\.lora_[AB])\.weight"
+)
+# their settings that we have no code for, with the only values that are implemented
+FIXED = {"peft_type": ["LORA"], "use_dora": [False], "use_rslora": [False], "rank_pattern": [{}]}
+FIXED |= {"alpha_pattern": [{}], "init_lora_weights": [True, False, "gaussian"]}
+
+
+def is_peft_folder(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, CONFIG))
+
+
+def read(folder: str) -> dict:
+    """The folder as a checkpoint whose base is not loaded, see core/lora.py."""
+    config, ours = read_json(os.path.join(folder, CONFIG)), {}
+    for name, accepted in FIXED.items():
+        if config.get(name, accepted[0]) not in accepted:
+            raise UserError(f"{folder}/{CONFIG}: {name}={config[name]} is not implemented.")
+    base, rank, alpha = map(config.get, ("base_model_name_or_path", "r", "lora_alpha"))
+    if type(base) is not str or type(rank) is not int or type(alpha) not in (int, float):
+        raise UserError(f"{folder}/{CONFIG}: base_model_name_or_path, r or lora_alpha is missing.")
+    for name, tensor in read_tensors(folder).items():
+        known = NAME.fullmatch(name)
+        if not known:
+            raise UserError(f"{folder} has {name}: only A and B of {', '.join(MODULES)} are known.")
+        ours[known[1]] = tensor.float()
+    about = {"base": [base], "weights": "", "rank": rank, "alpha": float(alpha), "trained": []}
+    return {"model": ours, "lora": about}
+
+
+def to_peft(loaded: dict, base: dict, base_name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Configuration and tensors of a checkpoint that is not merged, beside an exported base.
+
+    UserError if it has no adapters, or others trained, or the base has other weights.
+    """
+    about, ours = loaded["lora"], loaded["model"]
+    if not about or about["trained"]:
+        more = f"trained {', '.join(about['trained'])} too" if about else "has no adapters"
+        raise UserError(f"{loaded['path']} {more}: export it whole, without --peft_base.")
+    adapters = {name: tensor for name, tensor in ours.items() if ".lora_" in name}
+    matrices = {f"{name[:-7]}.weight" for name in adapters}
+    same = all(k in base["model"] and torch.equal(ours[k], base["model"][k]) for k in matrices)
+    if not is_hf_folder(base["path"]) or not same:
+        raise UserError(
+            f"--peft_base={base_name} is not what {loaded['path']} adapts, in Hugging Face's "
+            f"format: export {about['base'][-1]}, and name that folder."
+        )
+    modules = sorted({name.split(".")[-2] for name in adapters})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name}
+    config |= {"r": about["rank"], "lora_alpha": about["alpha"], "target_modules": modules}
+    config |= {"fan_in_fan_out": True}  # GPT-2's matrices are transposed
+    tensors = {f"base_model.model.{k}.weight": v.contiguous() for k, v in adapters.items()}
+    return config, tensors
