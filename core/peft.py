@@ -19,9 +19,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(
     rf"base_model\.model\.(transformer\.h\..+\.({'|'.join(MODULES)})\.lora_[AB])\.weight"
 )
-# their settings that we have no code for, with the only values that are implemented
-FIXED = {"peft_type": ["LORA"], "use_dora": [False], "use_rslora": [False], "rank_pattern": [{}]}
-FIXED |= {"alpha_pattern": [{}], "init_lora_weights": [True, False, "gaussian"]}
+# their settings of variants of LoRA, which change what A and B mean, begin or end so
+VARIANTS = ("use_", "alora_", "layer_replication"), ("_config", "rank_pattern", "alpha_pattern")
+INITS = (True, False, "gaussian")  # others change the base's weights
 
 
 def is_peft_folder(path: str) -> bool:
@@ -31,17 +31,19 @@ def is_peft_folder(path: str) -> bool:
 def read(folder: str) -> dict:
     """The folder as a checkpoint whose base is not loaded, see core/lora.py."""
     config, ours = read_json(os.path.join(folder, CONFIG)), {}
-    for name, accepted in FIXED.items():
-        if config.get(name, accepted[0]) not in accepted:
-            raise UserError(f"{folder}/{CONFIG}: {name}={config[name]} is not implemented.")
+    known = {"peft_type": ("LORA",), "init_lora_weights": INITS}
+    for name, value in config.items():
+        is_variant = name.startswith(VARIANTS[0]) or name.endswith(VARIANTS[1])
+        if (is_variant and value) or value not in known.get(name, (value,)):
+            raise UserError(f"{folder}/{CONFIG}: {name}={value} is not implemented.")
     base, rank, alpha = map(config.get, ("base_model_name_or_path", "r", "lora_alpha"))
     if type(base) is not str or type(rank) is not int or type(alpha) not in (int, float):
         raise UserError(f"{folder}/{CONFIG}: base_model_name_or_path, r or lora_alpha is missing.")
     for name, tensor in read_tensors(folder).items():
-        known = NAME.fullmatch(name)
-        if not known:
+        match = NAME.fullmatch(name)
+        if not match:
             raise UserError(f"{folder} has {name}: only A and B of {', '.join(MODULES)} are known.")
-        ours[known[1]] = tensor.float()
+        ours[match[1]] = tensor.float()
     about = {"base": [base], "weights": "", "rank": rank, "alpha": float(alpha), "trained": []}
     return {"model": ours, "lora": about}
 
