@@ -89,20 +89,19 @@ def model_state(model: nn.Module) -> dict:
 
 
 def with_base(loaded: dict, load) -> dict:
-    """The checkpoint with the weights of its base. load: of core/checkpoint.py.
-
-    UserError if the base is not there or has changed.
-    """
+    """The checkpoint with its base's weights, by checkpoint.load. UserError if they are gone, or
+    have changed."""
     path, about = loaded["path"], loaded["lora"]
     if any(type(about.get(key)) is not kind for key, kind in KINDS.items()):
         raise UserError(f"{path} is damaged: lora is {str(about)[:60]}.")
-    names = [os.path.join(os.path.dirname(path), str(name)) for name in about["base"]]
-    names = [name for name in [*names, *about["base"]] if os.path.exists(name) or is_hub_id(name)]
-    if not names:
-        raise UserError(f"{path} adapts {about['base'][-1:]}, which is not there: put it back.")
-    base = load(names[0], merge=False)
+    named = [str(name) for name in about["base"]]
+    names = [os.path.join(os.path.dirname(path), name) for name in named] + named
+    there = [name for name in names if os.path.exists(name) or is_hub_id(name)]
+    if not there:
+        raise UserError(f"{path} adapts {' or '.join(named)}, which is not there: put it back.")
+    base = load(there[0], merge=False)
     if about["weights"] not in ("", fingerprint(base["model"])):
-        raise UserError(f"{names[0]} has changed since {path} adapted it: put the old one back.")
+        raise UserError(f"{there[0]} has changed since {path} adapted it: put the old one back.")
     inherited = {k: loaded.get(k) or base[k] for k in ("model_args", "tokenizer", "task")}
     return {**loaded, **inherited, "model": {**merged(base)["model"], **loaded["model"]}}
 
