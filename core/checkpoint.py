@@ -228,7 +228,7 @@ def start_model(gpt, config, init_from: str, out_dir: str, tokenizer: Tokenizer,
             f"with its own, or start a run from its weights by --init_from={loaded['path']}."
         )
     args["block_size"] = min(args["block_size"], config.block_size)
-    if config.untied_head and not args["untied_head"] and not resuming:
+    if config.untied_head and not args["untied_head"] and not (resuming or lora_rank):
         args["untied_head"] = True
         weights["lm_head.weight"] = weights["lm_head.weight"].clone()
     for name, value in asdict(config).items():

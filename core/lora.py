@@ -102,7 +102,8 @@ def with_base(loaded: dict, load) -> dict:
     base = load(there[0], merge=False)
     if about["weights"] not in ("", fingerprint(base["model"])):
         raise UserError(f"{there[0]} has changed since {path} adapted it: put the old one back.")
-    inherited = {k: loaded.get(k) or base[k] for k in ("model_args", "tokenizer", "task")}
+    lacking = () if "model_args" in loaded else ("model_args", "tokenizer", "task")  # from PEFT
+    inherited = {key: base[key] for key in lacking}
     return {**loaded, **inherited, "model": {**merged(base)["model"], **loaded["model"]}}
 
 
