@@ -3,8 +3,7 @@
     {"model": {name: tensor}, "model_args": {field of GPTConfig: value}, "tokenizer": {plain dict},
      "task": None or the dataset's own description of its examples, "step": 2000,
      "optimizers": {"adamw": state dict, ...}, "scaler": {...}, "best_val_loss": 1.47,
-     "config": {setting: value}, "data": {file name: fingerprint},
-     "lora": {} or, where "model" holds adapters only, their base: see core/lora.py}
+     "config": {setting: value}, "data": {file name: fingerprint}, "lora": see core/lora.py}
 
 nanoGPT's ckpt.pt files, Hugging Face's GPT-2 folders and PEFT's are read into the same form.
 """
@@ -16,7 +15,7 @@ from glob import glob
 
 import torch
 
-from core import UserError, gpt2, hub, lora, nanogpt, peft
+from core import UserError, gpt2, lora
 from core.dataset import read_meta
 from core.distributed import RANK, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
@@ -52,15 +51,16 @@ def save(state: dict, path: str) -> None:
 def load(source: str, merge: bool = True) -> dict:
     """The checkpoint that `source` names, in the form described above, and its "path".
 
-    source: see resolve_checkpoint. merge: adapters are added to the weights of their base, else
-    they stand beside them. The weights are in memory, the optimizers' tensors still in the
-    file. Raises UserError where there is no checkpoint, or it is damaged, or something else.
+    source: see resolve_checkpoint. merge: add adapters to their base's weights. These are in
+    memory, the optimizers' tensors in the file. UserError if it is none, or is damaged.
     """
     path = resolve_checkpoint(source)
-    if peft.is_peft_folder(path):
-        loaded = peft.read(path)
+    if gpt2.is_hf_folder(path):
+        from core import hf_folder  # only now, since the main job needs none of it
+
+        loaded = hf_folder.read(path)
     else:
-        loaded = gpt2.read(path) if gpt2.is_hf_folder(path) else load_file(path)
+        loaded = load_file(path)
     for name in DEFAULTS.keys() & loaded.keys() - {"task"}:
         kinds = (type(DEFAULTS[name]), dict) if name == "tokenizer" else type(DEFAULTS[name])
         if not isinstance(loaded[name], kinds):
@@ -70,8 +70,7 @@ def load(source: str, merge: bool = True) -> dict:
             raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
     # in memory, since a mapped file that is overwritten would end the process
     loaded = {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
-    if loaded["lora"]:
-        loaded = lora.with_base(loaded, load)
+    loaded = lora.with_base(loaded, load) if loaded["lora"] else loaded
     return lora.merged(loaded) if merge else loaded
 
 
@@ -130,8 +129,12 @@ def load_file(path: str) -> dict:
     is_state = is_state and all(tensor.is_floating_point() for tensor in weights.values())
     if not is_state or not isinstance(args, dict) or type(args.get("vocab_size")) is not int:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
+    if "tokenizer" in loaded:
+        return loaded
+    from core import nanogpt  # only now, as above
+
     try:
-        return loaded if "tokenizer" in loaded else nanogpt.read_checkpoint(loaded)
+        return nanogpt.read_checkpoint(loaded)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a whole checkpoint of nanoGPT: {error!r}.") from None
 
@@ -147,9 +150,11 @@ def resolve_checkpoint(source: str) -> str:
         if not runs:
             raise UserError("no checkpoint under out/: train one, or name the folder of a run.")
         source = os.path.dirname(max(runs, key=os.path.getmtime))
-    if hub.is_hub_id(source):
+    if gpt2.is_hub_id(source):
+        from core import hub  # only now, as above
+
         return hub.download(source)
-    if not os.path.isdir(source) or gpt2.is_hf_folder(source) or peft.is_peft_folder(source):
+    if not os.path.isdir(source) or gpt2.is_hf_folder(source):
         return source
     best = os.path.join(source, BEST)
     return best if os.path.exists(best) else os.path.join(source, LATEST)
@@ -193,8 +198,6 @@ def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
         weights[name] = pad_vocab(rows)
     count = int((source >= 0).sum())
     print0(f"vocab    {count:,} of {len(source):,} tokens are the checkpoint's")
-    if loaded["lora"]:  # frozen, the new ones would mean nothing
-        loaded["lora"]["trained"] = ["transformer.wte.weight", "lm_head.weight"]
     args = {**loaded["model_args"], "vocab_size": tokenizer.vocab_size}
     return {**loaded, "model": weights, "model_args": args}
 
@@ -204,15 +207,15 @@ def start_model(gpt, config, init_from: str, out_dir: str, tokenizer: Tokenizer,
 
     gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
     only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
-    init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes.
-    lora_rank: of the adapters that are trained in place of the weights, 0 = none.
+    init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes. lora_rank: 0
+    trains the weights.
     """
     resuming, loaded = init_from == "resume", None
     with local_rank_first():  # it may be downloaded; ranks that start otherwise meet here too
         if init_from != "scratch":
             loaded = load_newest(out_dir) if resuming else load(init_from, merge=not lora_rank)
     if lora_rank and not resuming:
-        loaded = lora.as_base(loaded, init_from, out_dir, lora_rank)
+        loaded = lora.as_base(loaded, init_from, out_dir, tokenizer, lora_rank)
     if loaded is None:
         return gpt(config), None
     if loaded["tokenizer"] != tokenizer.to_dict():
@@ -234,11 +237,8 @@ def start_model(gpt, config, init_from: str, out_dir: str, tokenizer: Tokenizer,
     for name, value in asdict(config).items():
         if args[name] != value:
             print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
-    adapters = {name: weights.pop(name) for name in list(weights) if ".lora_" in name}
-    model = gpt.from_state_dict(args, weights)
-    if loaded["lora"]:
-        lora.add(model, loaded["lora"], adapters)
-    return model, loaded if resuming else None
+    model = gpt.from_state_dict(args, {k: v for k, v in weights.items() if ".lora_" not in k})
+    return lora.add(model, loaded["lora"], weights), loaded if resuming else None
 
 
 def with_vocabulary_of(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> dict:

@@ -15,7 +15,7 @@ from glob import escape, glob
 
 import numpy as np
 
-from core import PREPARE, UserError, nanogpt
+from core import PREPARE, UserError
 from core.distributed import local_rank_first, signals_wait
 from core.files import sync_folder
 from core.tokenizer import Tokenizer, from_dict
@@ -160,6 +160,8 @@ def read_meta(folder: str) -> dict:
             with open(path, encoding="utf-8") as file:
                 meta = {**DEFAULTS, "source": {"name": "an unknown source"}, **json.load(file)}
         else:
+            from core import nanogpt  # only now, since other folders do not need it
+
             meta = {**DEFAULTS, **nanogpt.read_meta(folder)}
         for key, kinds in TYPES.items():
             if key in meta and not isinstance(meta[key], kinds):

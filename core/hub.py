@@ -1,38 +1,14 @@
-"""Hugging Face's hub, and the tokenizer in a folder of its format.
+"""Hugging Face's hub: a model's files, or its tokenizer's, in the cache that other tools share."""
 
-FOLDER/folio_tokenizer.json            one of ours, of an export
-FOLDER/tokenizer.json                  for transformers' AutoTokenizer
-FOLDER/vocab.json, FOLDER/merges.txt   a byte-level BPE, as GPT-2's
-FOLDER/vocab.txt                       BERT's WordPiece, with tokenizer_config.json
-FOLDER/added_tokens.json               ids of more tokens of the latter two
-"""
-
-import hashlib
-import json
 import os
-import re
 
 from core import UserError
+from core.gpt2 import RELEASED, REPOSITORIES, is_hub_id
+from core.hf_folder import TOKENIZER, read_json, read_tokenizer, read_tokenizer_json
 
-RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # by OpenAI
-REPOSITORIES = {name: f"openai-community/{name}" for name in RELEASED}
-REPOSITORIES |= {"distilgpt2": "distilbert/distilgpt2"}
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
-TOKENIZER += ("vocab.json", "merges.txt", "vocab.txt")
 # in the order of preference; an index lists the shards
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS += ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# sha256 of GPT-2's 50257 tokens, spelled as in its encoder.json, joined by line breaks
-GPT2_TOKENS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether it is GPT-2's name or ORG/NAME, and not a path: no such file or folder is there."""
-    if os.path.exists(source):
-        return False
-    owner = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[\w.-]+", source)
-    is_path = source.endswith(".pt") or (owner and (owner[1] == "out" or os.path.isdir(owner[1])))
-    return source in REPOSITORIES or bool(owner and not is_path)
 
 
 def download(source: str, with_weights: bool = True) -> str:
@@ -106,73 +82,3 @@ def find_tokenizer(source: str) -> dict:
             "folder with one (or with vocab.json and merges.txt, or vocab.txt), or ORG/NAME."
         )
     return saved
-
-
-def read_tokenizer(folder: str) -> dict | None:
-    """The tokenizer that the folder's files say, as a dict for core.tokenizer.from_dict."""
-    names = ("folio_tokenizer.json", *TOKENIZER)
-    there = {name: os.path.join(folder, name) for name in names}
-    there = {name: path for name, path in there.items() if os.path.exists(path)}
-    if "folio_tokenizer.json" in there:
-        return read_json(there["folio_tokenizer.json"])
-    if "tokenizer.json" in there:
-        return read_tokenizer_json(there["tokenizer.json"])
-    ids = read_json(there["added_tokens.json"]) if "added_tokens.json" in there else {}
-    added = sorted(ids, key=lambda name: str(ids[name]).zfill(9))
-    if {"vocab.json", "merges.txt"} <= there.keys():
-        vocab, lines = read_json(there["vocab.json"]), read_text(there["merges.txt"]).splitlines()
-        merges = [line for line in lines if not line.startswith("#version")]
-        if is_gpt2_bpe({"type": "BPE", "vocab": vocab, "merges": merges}):
-            return gpt2_with(added)
-        from core.hf_tokenizer import from_bpe_files
-
-        return from_bpe_files(there["vocab.json"], there["merges.txt"], added).to_dict()
-    if "vocab.txt" in there:
-        from core.hf_tokenizer import from_wordpiece_file
-
-        about = there.get("tokenizer_config.json")
-        config = read_json(about) if about else {}
-        return from_wordpiece_file(there["vocab.txt"], config, added).to_dict()
-    return None
-
-
-def read_tokenizer_json(path: str) -> dict:
-    saved = read_json(path)
-    if not is_gpt2_bpe(saved.get("model")):
-        return {"kind": "hf", "json": read_text(path)}
-    return gpt2_with([t["content"] for t in saved.get("added_tokens", []) if t["id"] > 50256])
-
-
-def gpt2_with(special: list[str]) -> dict:
-    return {"kind": "gpt2", "special": special} if special else {"kind": "gpt2"}
-
-
-def is_gpt2_bpe(model) -> bool:
-    """Whether the model of a tokenizer.json has GPT-2's tokens, and merges that make just them."""
-    if not isinstance(model, dict):
-        return False
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if model.get("type") != "BPE" or not isinstance(vocab, dict) or not merges:
-        return False
-    tokens = sorted(vocab, key=vocab.get)[:50257]
-    merged = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in merges]
-    digest = hashlib.sha256("\n".join(tokens).encode()).hexdigest()
-    return digest == GPT2_TOKENS and merged == tokens[256:-1]
-
-
-def read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}.") from None
-
-
-def read_json(path: str) -> dict:
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object.")
-    return content

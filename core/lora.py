@@ -3,10 +3,8 @@
 y = W x + alpha / rank * B A x, where W (out, in) is frozen, A (rank, in) is trained from random
 values and B (out, rank) from zero. The checkpoint of such a run holds what is trained, and
 
-    "lora": {"base": ["../mine/best.pt", "out/mine/best.pt"], "weights": sha256 of W,
-             "rank": 8, "alpha": 16.0, "trained": [names of other parameters]}
-
-base: where the frozen weights are, from the checkpoint's folder and as they were named.
+    "lora": {"base": [path of W from the checkpoint's folder, and as it was named],
+             "weights": sha256 of W, "rank": 8, "alpha": 16.0, "trained": [names of others]}
 """
 
 import hashlib
@@ -19,9 +17,10 @@ from torch.nn import functional as F
 
 from core import UserError
 from core.distributed import print0
-from core.hub import is_hub_id
+from core.gpt2 import is_hub_id
 
 MODULES = ("c_attn", "c_proj", "c_fc")  # of every block
+EMBEDDINGS = ["transformer.wte.weight", "lm_head.weight"]
 ALPHA = 16.0  # with AdamW another one is almost another learning rate, says the paper
 KINDS = {"base": list, "weights": str, "rank": int, "alpha": float, "trained": list}
 
@@ -41,17 +40,18 @@ class LoRALinear(nn.Module):
         return torch.add(F.linear(x, self.weight, self.bias), change, alpha=self.scale)
 
 
-def as_base(loaded: dict | None, source: str, out_dir: str, rank: int) -> dict:
-    """The checkpoint of that source as the base of a run in out_dir. None is a UserError."""
+def as_base(loaded: dict | None, source: str, out_dir: str, tokenizer, rank: int) -> dict:
+    """The checkpoint of that source as the base of a run in out_dir."""
     if loaded is None:
         raise UserError(f"lora_rank={rank} adapts weights: name them by --init_from, not scratch.")
     path = loaded["path"]
-    folder, own = os.path.realpath(os.path.dirname(path)), os.path.realpath(out_dir)
-    if os.path.isfile(path) and folder == own:
+    if os.path.isfile(path) and not os.path.relpath(path, out_dir).startswith(".."):
         raise UserError(f"out_dir={out_dir} holds the weights to adapt: choose another --out_dir.")
     names = [source] if is_hub_id(source) else [os.path.relpath(path, out_dir), path]
     about = {"base": names, "weights": fingerprint(loaded["model"]), "rank": rank}
-    return {**merged(loaded), "lora": {**about, "alpha": ALPHA, "trained": []}}
+    is_new = loaded["tokenizer"] not in (None, tokenizer.to_dict())  # new tokens mean nothing yet
+    about |= {"alpha": ALPHA, "trained": EMBEDDINGS if is_new else []}
+    return {**merged(loaded), "lora": about}
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:
@@ -62,21 +62,21 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def add(model: nn.Module, about: dict, weights: dict[str, Tensor]) -> None:
-    """Freeze a model and put adapters on its blocks: those among the weights, or new ones."""
-    rank, largest = about["rank"], model.config.n_embd
-    if rank > largest:
-        raise UserError(f"lora_rank={rank} is above n_embd={largest}: choose a smaller one.")
+def add(model: nn.Module, about: dict, weights: dict[str, Tensor]) -> nn.Module:
+    """The model, frozen, with adapters: those among the weights, or new ones. {}: as it is."""
+    if not about:
+        return model
     for name, p in model.named_parameters(remove_duplicate=False):
         p.requires_grad_(name in about["trained"])
     for module in list(model.modules()):
         for name, child in module.named_children():
             if name in MODULES:
-                setattr(module, name, LoRALinear(child, rank, about["alpha"]))
+                setattr(module, name, LoRALinear(child, about["rank"], about["alpha"]))
     model.load_state_dict({k: v for k, v in weights.items() if ".lora_" in k}, strict=False)
     model.lora = about
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print0(f"lora     {count:,} parameters are trained, those of {about['base'][-1]} are frozen")
+    return model
 
 
 def model_state(model: nn.Module) -> dict:
@@ -89,8 +89,7 @@ def model_state(model: nn.Module) -> dict:
 
 
 def with_base(loaded: dict, load) -> dict:
-    """The checkpoint with its base's weights, by checkpoint.load. UserError if they are gone, or
-    have changed."""
+    """The checkpoint with its base's weights, by checkpoint.load. UserError if they have changed."""
     path, about = loaded["path"], loaded["lora"]
     if any(type(about.get(key)) is not kind for key, kind in KINDS.items()):
         raise UserError(f"{path} is damaged: lora is {str(about)[:60]}.")

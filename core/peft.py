@@ -11,8 +11,7 @@ import re
 import torch
 
 from core import UserError
-from core.gpt2 import is_hf_folder, read_tensors
-from core.hub import read_json
+from core.hf_folder import read_json, read_tensors
 from core.lora import MODULES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -22,10 +21,6 @@ NAME = re.compile(
 # their settings of variants of LoRA, which change what A and B mean, begin or end so
 VARIANTS = ("use_", "alora_", "layer_replication"), ("_config", "rank_pattern", "alpha_pattern")
 INITS = (True, False, "gaussian")  # others change the base's weights
-
-
-def is_peft_folder(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, CONFIG))
 
 
 def read(folder: str) -> dict:
@@ -60,7 +55,7 @@ def to_peft(loaded: dict, base: dict, base_name: str) -> tuple[dict, dict[str, t
     adapters = {name: tensor for name, tensor in ours.items() if ".lora_" in name}
     matrices = {f"{name[:-7]}.weight" for name in adapters}
     same = all(k in base["model"] and torch.equal(ours[k], base["model"][k]) for k in matrices)
-    if not is_hf_folder(base["path"]) or not same:
+    if not os.path.isfile(os.path.join(base["path"], "config.json")) or not same:
         raise UserError(
             f"--peft_base={base_name} is not what {loaded['path']} adapts, in Hugging Face's "
             f"format: export {about['base'][-1]}, and name that folder."

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import VARIANTS, greedy, small, tokens
 
-from core import UserError, gpt2
+from core import UserError, hf_folder
 from core.device import compile_model
 from model import GPT, GPTConfig, rotary_table
 
@@ -23,7 +23,8 @@ def test_logits_equal_those_of_transformers_gpt2():
     for p in theirs.parameters():
         torch.nn.init.normal_(p, 0.0, 0.1)
     args = dict(vocab_size=1000, block_size=48, **shape)
-    ours = GPT.from_state_dict(args, gpt2.from_hf(theirs.state_dict(), args["vocab_size"])).eval()
+    weights = hf_folder.from_hf(theirs.state_dict(), args["vocab_size"])
+    ours = GPT.from_state_dict(args, weights).eval()
     idx = torch.randint(1000, (2, 48))
     with torch.no_grad():
         expected, logits = theirs(idx, labels=idx), ours(idx)

@@ -4,7 +4,7 @@
 
 Then AutoModelForCausalLM.from_pretrained("my-gpt2") and AutoTokenizer load it, and so does
 --init_from=my-gpt2 here. CTranslate2, lm-eval and, for GPT-2's tokenizer, llama.cpp read it too.
-core/gpt2.py describes the folder's files; README.md says how the model was trained. A run with
+core/hf_folder.py describes the folder's files; README.md says how the model was trained. A run with
 --lora_rank is written whole, its adapters added to the weights of its base, or
 
     python -m tools.export --out_dir=out/tuned --to=my-adapter --peft_base=my-gpt2
@@ -30,7 +30,7 @@ from configurator import configure
 import torch
 
 from core import UserError, checkpoint, peft
-from core.gpt2 import ACTIVATIONS, FIXED, TRANSPOSED
+from core.hf_folder import ACTIVATIONS, FIXED, TRANSPOSED
 from core.tokenizer import UNK, Tokenizer
 from model import GPTConfig
 
@@ -67,7 +67,7 @@ def complete(model_args: dict) -> dict:
 
 
 def to_hf(ours: dict[str, torch.Tensor], args: dict) -> dict[str, torch.Tensor]:
-    """Our tensors by their names: the reverse of core.gpt2.from_hf.
+    """Our tensors by their names: the reverse of core.hf_folder.from_hf.
 
     Biases that the model does without become zeros.
     """
