@@ -45,7 +45,7 @@ def as_base(loaded: dict | None, source: str, out_dir: str, tokenizer, rank: int
     if loaded is None:
         raise UserError(f"lora_rank={rank} adapts weights: name them by --init_from, not scratch.")
     path = loaded["path"]
-    if os.path.isfile(path) and not os.path.relpath(path, out_dir).startswith(".."):
+    if os.path.isfile(path) and os.path.relpath(path, out_dir) == os.path.basename(path):
         raise UserError(f"out_dir={out_dir} holds the weights to adapt: choose another --out_dir.")
     names = [source] if is_hub_id(source) else [os.path.relpath(path, out_dir), path]
     about = {"base": names, "weights": fingerprint(loaded["model"]), "rank": rank}
@@ -89,7 +89,7 @@ def model_state(model: nn.Module) -> dict:
 
 
 def with_base(loaded: dict, load) -> dict:
-    """The checkpoint with its base's weights, by checkpoint.load. UserError if they have changed."""
+    """The checkpoint with its base's weights, by checkpoint.load. UserError if those changed."""
     path, about = loaded["path"], loaded["lora"]
     if any(type(about.get(key)) is not kind for key, kind in KINDS.items()):
         raise UserError(f"{path} is damaged: lora is {str(about)[:60]}.")
