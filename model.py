@@ -254,8 +254,8 @@ class GPT(nn.Module):
         return model
 
     def flops_per_token(self) -> float:
-        """Of training, PaLM's appendix B: https://arxiv.org/abs/2204.02311."""
-        c = self.config
-        matrices = [p for p in self.transformer.h.parameters() if p.ndim >= 2]
-        weights = sum(p.numel() for p in [*matrices, self.lm_head.weight])
-        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
+        """Of training, PaLM's appendix B: https://arxiv.org/abs/2204.02311; 4, not 6, if frozen."""
+        c, blocks = self.config, self.transformer.h
+        matrices = [self.lm_head.weight, *(p for p in blocks.parameters() if p.ndim >= 2)]
+        products = sum(p.numel() * (6 if p.requires_grad else 4) for p in matrices)
+        return products + 12 * c.n_layer * c.n_embd * c.block_size

@@ -20,7 +20,7 @@ from configurator import configure, pick
 import torch
 from torch.nn import functional as F
 
-from core import checkpoint, distributed
+from core import checkpoint, distributed, lora
 from core.batches import Batches, fold_in, split_batch
 from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
@@ -38,6 +38,7 @@ prepare = ""  # the command that makes it when it is missing, such as prepare_sh
 # the model, besides the fields of GPTConfig
 model_type = ""  # gpt2, gpt2-xl, gpt-mini, ...: replaces n_layer, n_head and n_embd
 train_only = ""  # names of the parameters to train, such as "transformer.h.3.*,lm_head.*"; "" = all
+lora_rank = 0  # train adapters of this rank beside frozen weights, as in LoRA; 0 = the weights
 # run
 out_dir = "out/gpt2"  # where ckpt.pt (latest), best.pt (lowest validation loss) and log.jsonl go
 init_from = "scratch"  # scratch, resume, auto (resume, if it can), gpt2, ORG/NAME or a path
@@ -103,7 +104,7 @@ if init_from == "auto":
 folder = os.path.join("data", dataset)
 tokenizer = ensure_prepared(folder, prepare)
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
-model, resumed = checkpoint.start_model(GPT, config, init_from, out_dir, tokenizer)
+model, resumed = checkpoint.start_model(GPT, config, init_from, out_dir, tokenizer, lora_rank)
 model.to(device)
 select_trainable(model, train_only)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
@@ -169,8 +170,7 @@ def evaluate() -> dict[str, float]:
 
 def save(path: str, step: int) -> bool:
     """What resuming needs and what sampling needs, after `step` steps; whether it was written."""
-    state = {
-        "model": model.state_dict(),
+    state = lora.model_state(model) | {
         "model_args": vars(model.config),
         "tokenizer": tokenizer.to_dict(),
         "task": data.meta["task"],

@@ -3,9 +3,9 @@
     {"model": {name: tensor}, "model_args": {field of GPTConfig: value}, "tokenizer": {plain dict},
      "task": None or the dataset's own description of its examples, "step": 2000,
      "optimizers": {"adamw": state dict, ...}, "scaler": {...}, "best_val_loss": 1.47,
-     "config": {setting: value}, "data": {file name: fingerprint}}
+     "config": {setting: value}, "data": {file name: fingerprint}, "lora": see core/lora.py}
 
-nanoGPT's ckpt.pt files and Hugging Face's GPT-2 folders are read into the same form.
+nanoGPT's ckpt.pt files, Hugging Face's GPT-2 folders and PEFT's are read into the same form.
 """
 
 import copy
@@ -15,7 +15,7 @@ from glob import glob
 
 import torch
 
-from core import UserError, gpt2
+from core import UserError, gpt2, lora
 from core.dataset import read_meta
 from core.distributed import RANK, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
@@ -26,7 +26,7 @@ from core.tokenizer import Tokenizer, from_dict
 LONGEST_CONTEXT = 2**24  # rotary positions have no tensor that would tell
 LATEST, PREVIOUS, BEST = "ckpt.pt", "ckpt.prev.pt", "best.pt"
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
-DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}}
+DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}, "lora": {}}
 
 
 def save(state: dict, path: str) -> None:
@@ -48,11 +48,11 @@ def save(state: dict, path: str) -> None:
         raise UserError(what) from error
 
 
-def load(source: str) -> dict:
+def load(source: str, merge: bool = True) -> dict:
     """The checkpoint that `source` names, in the form described above, and its "path".
 
-    source: see resolve_checkpoint. The weights are in memory, the optimizers' tensors still in the
-    file. Raises UserError where there is no checkpoint, or it is damaged, or something else.
+    source: see resolve_checkpoint. merge: add adapters to their base's weights. These are in
+    memory, the optimizers' tensors in the file. UserError if it is none, or is damaged.
     """
     path = resolve_checkpoint(source)
     if gpt2.is_hf_folder(path):
@@ -69,7 +69,9 @@ def load(source: str) -> dict:
         if not tensor.sum(dtype=torch.float32).isfinite():  # fp16 could overflow in the sum
             raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
     # in memory, since a mapped file that is overwritten would end the process
-    return {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
+    loaded = {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
+    loaded = lora.with_base(loaded, load) if loaded["lora"] else loaded
+    return lora.merged(loaded) if merge else loaded
 
 
 def check_model_args(config: type, args: dict, weights: dict) -> dict:
@@ -100,7 +102,7 @@ def load_newest(folder: str) -> dict:
     whole, damaged = [], []
     for path in saved_in(folder) or [latest]:
         try:
-            whole.append(load(path))
+            whole.append(load(path, merge=False))
         except UserError as error:
             damaged.append(error)
         if whole and path == latest:
@@ -138,7 +140,7 @@ def load_file(path: str) -> dict:
 
 
 def resolve_checkpoint(source: str) -> str:
-    """The .pt file or Hugging Face folder that `source` names.
+    """The .pt file or folder of Hugging Face that `source` names.
 
     "": the newest run; a run's folder: its best checkpoint, else its latest; "gpt2", ORG/NAME: the
     hub's weights, downloaded at first use; else `source` itself.
@@ -200,21 +202,26 @@ def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
     return {**loaded, "model": weights, "model_args": args}
 
 
-def start_model(gpt: type, config, init_from: str, out_dir: str, tokenizer: Tokenizer):
+def start_model(gpt, config, init_from: str, out_dir: str, tokenizer: Tokenizer, lora_rank=0):
     """The model that a run starts from, and the checkpoint if it resumes one, else None.
 
     gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
     only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
-    init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes.
+    init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes. lora_rank: 0
+    trains the weights.
     """
     resuming, loaded = init_from == "resume", None
     with local_rank_first():  # it may be downloaded; ranks that start otherwise meet here too
         if init_from != "scratch":
-            loaded = load_newest(out_dir) if resuming else load(init_from)
+            loaded = load_newest(out_dir) if resuming else load(init_from, merge=not lora_rank)
+    if lora_rank and not resuming:
+        loaded = lora.as_base(loaded, init_from, out_dir, tokenizer, lora_rank)
     if loaded is None:
         return gpt(config), None
     if loaded["tokenizer"] != tokenizer.to_dict():
         loaded = with_vocabulary_of(tokenizer, loaded, resuming)
+    if (rank := loaded["lora"].get("rank", 0)) != lora_rank:
+        raise UserError(f"{loaded['path']} was trained with --lora_rank={rank}: resume with it.")
     # what a checkpoint does not state has the default
     args = {**asdict(type(config)(tokenizer.vocab_size)), **loaded["model_args"]}
     args["dropout"], weights = config.dropout, dict(loaded["model"])
@@ -224,13 +231,14 @@ def start_model(gpt: type, config, init_from: str, out_dir: str, tokenizer: Toke
             f"with its own, or start a run from its weights by --init_from={loaded['path']}."
         )
     args["block_size"] = min(args["block_size"], config.block_size)
-    if config.untied_head and not args["untied_head"] and not resuming:
+    if config.untied_head and not args["untied_head"] and not (resuming or lora_rank):
         args["untied_head"] = True
         weights["lm_head.weight"] = weights["lm_head.weight"].clone()
     for name, value in asdict(config).items():
         if args[name] != value:
             print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
-    return gpt.from_state_dict(args, weights), loaded if resuming else None
+    model = gpt.from_state_dict(args, {k: v for k, v in weights.items() if ".lora_" not in k})
+    return lora.add(model, loaded["lora"], weights), loaded if resuming else None
 
 
 def with_vocabulary_of(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> dict:

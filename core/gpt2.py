@@ -42,4 +42,5 @@ def is_hub_id(source: str) -> bool:
 
 
 def is_hf_folder(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, "config.json"))
+    names = ("config.json", "adapter_config.json")  # of a model, of PEFT's adapters
+    return any(os.path.isfile(os.path.join(path, name)) for name in names)

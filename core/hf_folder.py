@@ -41,6 +41,10 @@ GPT2_TOKENS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
 
 def read(folder: str) -> dict:
     """The folder as a checkpoint of ours, see core/checkpoint.py. An unknown tokenizer is None."""
+    if os.path.isfile(os.path.join(folder, "adapter_config.json")):
+        from core import peft
+
+        return peft.read(folder)
     config = read_json(os.path.join(folder, "config.json"))
     if config.get("model_type") != "gpt2" or "n_positions" not in config:
         raise UserError(f"{folder}/config.json is not a GPT-2's: {config.get('model_type')}.")

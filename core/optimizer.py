@@ -13,9 +13,11 @@ from core import UserError
 def select_trainable(model: nn.Module, patterns: str) -> None:
     """Train only the parameters whose names match one of the patterns, separated by commas.
 
-    Such as "transformer.h.3.*,lm_head.*"; "" trains all. UserError if a pattern matches none.
+    Such as "transformer.h.3.*,lm_head.*"; "" changes nothing: all are trained, or the adapters of
+    core/lora.py. UserError if a pattern matches none.
     """
-    model.requires_grad_(not patterns)
+    if patterns:
+        model.requires_grad_(False)
     for pattern in filter(None, patterns.split(",")):
         matching = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
         if not matching:
@@ -29,8 +31,8 @@ def build_optimizers(model: nn.Module, s: dict, dtype: torch.dtype) -> dict:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest, by kind.
 
     s: train.py's settings. dtype: of Muon's products. Weight decay reaches matrices and embeddings,
-    never gains and biases, as in GPT-2. Each group has its parameters' names, and its peak learning
-    rate as `initial_lr`.
+    never gains and biases, as in GPT-2. The adapters of core/lora.py have AdamW, and decay as in
+    their paper. Each group has its parameters' names, and its peak learning rate as `initial_lr`.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -40,6 +42,7 @@ def build_optimizers(model: nn.Module, s: dict, dtype: torch.dtype) -> dict:
     matrices = [name for name, p in params.items() if p.ndim >= 2]
     vectors = [name for name, p in params.items() if p.ndim < 2]
     hidden = [name for name in matrices if name.startswith("transformer.h.")]
+    hidden = [name for name in hidden if ".lora_" not in name]
     optimizers: dict = {}
     if s["optimizer"] == "muon" and hidden:
         matrices = [name for name in matrices if name not in hidden]

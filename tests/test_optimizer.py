@@ -134,7 +134,8 @@ def test_exactly_the_parameters_that_match_are_trained():
     groups = [g for o in build(model, "muon").values() for g in o.param_groups]
     assert {name for group in groups for name in group["names"]} == trained
     select_trainable(model, "")
-    assert all(p.requires_grad for p in model.parameters())
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
+    assert all(p.requires_grad for p in gpt().parameters())
     with pytest.raises(UserError, match="no parameter is named so"):
         select_trainable(model, "transformer.h.7.*")
 

@@ -4,7 +4,12 @@
 
 Then AutoModelForCausalLM.from_pretrained("my-gpt2") and AutoTokenizer load it, and so does
 --init_from=my-gpt2 here. CTranslate2, lm-eval and, for GPT-2's tokenizer, llama.cpp read it too.
-core/hf_folder.py describes the folder's files; README.md says how the model was trained.
+core/hf_folder.py describes the folder's files; README.md says how the model was trained. A run with
+--lora_rank is written whole, its adapters added to the weights of its base, or
+
+    python -m tools.export --out_dir=out/tuned --to=my-adapter --peft_base=my-gpt2
+
+writes the adapters alone, for peft's PeftModel.from_pretrained, to be put on my-gpt2.
 """
 
 import sys
@@ -24,7 +29,7 @@ from configurator import configure
 
 import torch
 
-from core import UserError, checkpoint
+from core import UserError, checkpoint, peft
 from core.hf_folder import ACTIVATIONS, FIXED, TRANSPOSED
 from core.tokenizer import UNK, Tokenizer
 from model import GPTConfig
@@ -33,6 +38,7 @@ from model import GPTConfig
 out_dir = ""  # a run's folder or a .pt file; by default the newest run under out/
 init_from = "resume"  # resume: out_dir; else gpt2, ORG/NAME on the hub, or a GPT-2 folder of it
 to = ""  # the folder to write, which must not exist yet
+peft_base = ""  # write LoRA's adapters alone, as PEFT's folder: their base, a GPT-2 folder or gpt2
 globals().update(configure(__file__))
 
 import tokenizers  # only now, so that a missing package is one sentence
@@ -236,14 +242,18 @@ if not to:
     raise UserError("--to= names the folder to write.")
 if os.path.exists(to):
     raise UserError(f"--to={to} exists already: name a new folder, or remove it first.")
-loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
-args = complete(loaded["model_args"])
-tensors = to_hf(loaded["model"], args)
-files = text_files(loaded, args, tensors)
+loaded = checkpoint.load(out_dir if init_from == "resume" else init_from, merge=not peft_base)
+if peft_base:
+    config, tensors = peft.to_peft(loaded, checkpoint.load(peft_base), peft_base)
+    files, weights_file = {peft.CONFIG: to_json(config)}, peft.WEIGHTS
+else:
+    args, weights_file = complete(loaded["model_args"]), "model.safetensors"
+    tensors = to_hf(loaded["model"], args)
+    files = text_files(loaded, args, tensors)
 unfinished = f"{os.path.normpath(to)}.{os.getpid()}.tmp"
 os.makedirs(unfinished)
 try:
-    save_file(tensors, os.path.join(unfinished, "model.safetensors"), metadata={"format": "pt"})
+    save_file(tensors, os.path.join(unfinished, weights_file), metadata={"format": "pt"})
     for name, text in files.items():
         with open(os.path.join(unfinished, name), "w", encoding="utf-8") as file:
             file.write(text)
@@ -252,6 +262,7 @@ except (OSError, SafetensorError) as error:
     raise UserError(f"--to={to} cannot be written: {error}.") from None
 finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-if loaded["tokenizer"] is None:
+if loaded["tokenizer"] is None and not peft_base:
     print(f"{loaded['path']} has no tokenizer: {to} has the weights only")
-print(f"{loaded['path']} is now {to}, for transformers' AutoModelForCausalLM.from_pretrained")
+reader = "peft's PeftModel" if peft_base else "transformers' AutoModelForCausalLM"
+print(f"{loaded['path']} is now {to}, for {reader}.from_pretrained")
