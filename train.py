@@ -123,9 +123,9 @@ compiled = should_compile(compile, device, flops)
 facts = opening_report(settings, model, data, optimizers, start_step, matmul_dtype, compiled)
 multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
 x, y = data.batch("train", start_step, multiple)
-if compiled:
-    compile_model(model, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
 net = distributed.parallel(model)  # under torchrun, DDP around the model
+if compiled:
+    compile_model(net, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
 run_log = RunLog(settings, facts, model, data, start_step, resumed is not None)
 resumed = None  # its tensors are not needed any more
 

@@ -98,22 +98,26 @@ def should_compile(wanted: str | bool, device: torch.device, flops: float) -> bo
     return flops / modest_speed > 120 if wanted == "auto" else bool(wanted)
 
 
-def compile_model(model: nn.Module, x, y, amp, sparse: bool, deterministic: str | bool) -> None:
+def compile_model(net: nn.Module, x, y, amp, sparse: bool, deterministic: str | bool) -> None:
     """Compile in place by the forward and backward pass of one micro-batch; print how that went.
 
+    net: the model, or DDP around it: compiled within DDP it becomes a graph per bucket, so that the
+    gradients of one are summed over the ranks while the next ones are computed.
     sparse: as in model.forward, whose head then gets ever new shapes and stays eager.
     deterministic: compiled CPU code sums gradients in any order unless it is True or `auto`.
     """
     if deterministic == "auto" and x.device.type == "cpu":
         make_deterministic()
+    model = getattr(net, "module", net)
     if sparse:
         model.hidden = torch.compile(model.hidden, dynamic=False)
     else:
         model.compile(dynamic=False)
 
     def forward_backward() -> None:
+        net.require_backward_grad_sync = False  # a rank whose compiler fails leaves none waiting
         with amp:
-            loss = model(x, y, reduction="sum", sparse=sparse)
+            loss = net(x, y, reduction="sum", sparse=sparse)
         loss.backward()
 
     print0("compile  takes a minute or so ...")
