@@ -213,7 +213,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     factor = lr_factor(lr_schedule, data.full_batches(step), lr_warmup, lr_end, lr_floor, warmdown)
     set_lr(optimizers, factor)
     torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
-    num_targets, total_loss = data.num_targets(y, step), torch.zeros((), device=device)
+    num_targets, total_loss = data.num_targets(step), torch.zeros((), device=device)
     micro_batches = list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))
     for i, (xs, ys) in enumerate(micro_batches, start=1):
         net.require_backward_grad_sync = i == len(micro_batches)  # DDP: ranks meet once per step
