@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from core import UserError, checkpoint
 from core.device import SkipInit
-from core.kernels import attention, causal_mask, dropout, padded_vocab_size
+from core.kernels import attention, causal_mask, dropout, padded_vocab_size, residual_stream
 
 
 @dataclass
@@ -209,7 +209,7 @@ class GPT(nn.Module):
             cos_sin = self.cos_sin.index_select(1, pos)
         else:
             x = x + self.transformer.wpe(pos)
-        x = dropout(x, self.config.dropout, self.training)
+        x = dropout(residual_stream(x), self.config.dropout, self.training)
         S, plain = (len(pos), True) if cache is None else (cache.end, cache.plain)
         full = None if plain else causal_mask(pos, S)
         banded = causal_mask(pos, S, self.config.window) if self.config.window else full

@@ -17,6 +17,17 @@ def pad_vocab(table: Tensor) -> Tensor:
     return F.pad(table, (0, 0, 0, padded_vocab_size(len(table)) - len(table)))
 
 
+def residual_stream(x: Tensor) -> Tensor:
+    """x, in bf16 where a GPU's matrix products are: a quarter less memory traffic in all.
+
+    A CPU gains nothing by it, and fp16 would overflow. Cf. modded-nanogpt, llm.c.
+    """
+    on_gpu = x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    if on_gpu and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        return x.to(torch.bfloat16)
+    return x
+
+
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """F.dropout; on a CPU ten times as fast, by one random byte per element.
 
