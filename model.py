@@ -79,7 +79,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.config, self.layer = config, layer
 
-    def forward(self, x: Tensor, cos_sin, mask: Tensor | None, cache) -> Tensor:
+    def forward(self, x: Tensor, cos_sin, mask, cache) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.config.n_head, -1).unbind(2)  # (B, T, nh, hs)
         if self.config.qk_norm:  # LayerNorm is one kernel on a CPU, which RMSNorm is not
@@ -119,7 +119,7 @@ class Block(nn.Module):
         self.ln_2 = norm_layer(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos_sin, mask: Tensor | None, cache) -> Tensor:
+    def forward(self, x: Tensor, cos_sin, mask, cache) -> Tensor:
         x = x + self.attn(self.ln_1(x), cos_sin, mask, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -209,10 +209,11 @@ class GPT(nn.Module):
             cos_sin = self.cos_sin.index_select(1, pos)
         else:
             x = x + self.transformer.wpe(pos)
-        x = dropout(residual_stream(x), self.config.dropout, self.training)
+        window, p = self.config.window, self.config.dropout
+        x = dropout(residual_stream(x), p, self.training)
         S, plain = (len(pos), True) if cache is None else (cache.end, cache.plain)
         full = None if plain else causal_mask(pos, S)
-        banded = causal_mask(pos, S, self.config.window) if self.config.window else full
+        banded = causal_mask(pos, S, window, p) if window else full
         for i, block in enumerate(self.transformer.h):
             x = block(x, cos_sin, banded if i % 2 else full, cache)
         return self.transformer.ln_f(x)
