@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from core import UserError, checkpoint
 from core.device import SkipInit
-from core.kernels import attention, causal_mask, dropout, padded_vocab_size
+from core.kernels import attention, causal_mask, dropout, padded_vocab_size, residual_stream
 
 
 @dataclass
@@ -79,7 +79,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.config, self.layer = config, layer
 
-    def forward(self, x: Tensor, cos_sin, mask: Tensor | None, cache) -> Tensor:
+    def forward(self, x: Tensor, cos_sin, mask, cache) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.config.n_head, -1).unbind(2)  # (B, T, nh, hs)
         if self.config.qk_norm:  # LayerNorm is one kernel on a CPU, which RMSNorm is not
@@ -119,7 +119,7 @@ class Block(nn.Module):
         self.ln_2 = norm_layer(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos_sin, mask: Tensor | None, cache) -> Tensor:
+    def forward(self, x: Tensor, cos_sin, mask, cache) -> Tensor:
         x = x + self.attn(self.ln_1(x), cos_sin, mask, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -180,9 +180,7 @@ class GPT(nn.Module):
                 assert module in std, f"init_weights does not know {name}: give its std"
                 nn.init.normal_(p, 0.0, std[module])
 
-    def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache=None, reduction="mean", sparse=False
-    ) -> Tensor:
+    def forward(self, idx, targets=None, cache=None, reduction="mean", sparse=False) -> Tensor:
         """idx (B, T) -> logits (B, T, V), or, with targets (B, T), the cross-entropy in nats.
 
         targets: -1 is ignored. reduction: "mean" or "sum" over the targets that are not ignored.
@@ -198,20 +196,20 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor, cache=None) -> Tensor:
         """idx (B, T) -> the normalized output of the last block, (B, T, C)."""
-        x = self.transformer.wte(idx)  # (B, T, C)
-        if n := self.config.smear:
+        c, x = self.config, self.transformer.wte(idx)  # x (B, T, C)
+        if n := c.smear:
             previous = x.new_zeros(len(x), n, x.size(2)) if cache is None else cache.shift(x)
             x = self.transformer.smear(x, previous)
         pos = torch.arange(idx.size(1), device=idx.device) if cache is None else cache.pos  # (T,)
         cos_sin = None
-        if self.config.rotary:
+        if c.rotary:
             cos_sin = self.cos_sin.index_select(1, pos)
         else:
             x = x + self.transformer.wpe(pos)
-        x = dropout(x, self.config.dropout, self.training)
+        x = dropout(residual_stream(x), c.dropout, self.training)
         S, plain = (len(pos), True) if cache is None else (cache.end, cache.plain)
         full = None if plain else causal_mask(pos, S)
-        banded = causal_mask(pos, S, self.config.window) if self.config.window else full
+        banded = causal_mask(pos, S, c.window, c.dropout) if c.window else full
         for i, block in enumerate(self.transformer.h):
             x = block(x, cos_sin, banded if i % 2 else full, cache)
         return self.transformer.ln_f(x)

@@ -124,9 +124,9 @@ compiled = should_compile(compile, device, flops)
 facts = opening_report(settings, model, data, optimizers, start_step, matmul_dtype, compiled)
 multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
 x, y = data.batch("train", start_step, multiple)
-if compiled:
-    compile_model(model, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
 net = distributed.parallel(model)  # under torchrun, DDP around the model
+if compiled:
+    compile_model(net, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
 run_log = RunLog(settings, facts, model, data, start_step, resumed is not None)
 resumed = None  # its tensors are not needed any more
 
@@ -213,7 +213,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     factor = lr_factor(lr_schedule, data.full_batches(step), lr_warmup, lr_end, lr_floor, warmdown)
     set_lr(optimizers, factor)
     torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
-    num_targets, total_loss = data.num_targets(y, step), torch.zeros((), device=device)
+    num_targets, total_loss = data.num_targets(step), torch.zeros((), device=device)
     micro_batches = list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))
     for i, (xs, ys) in enumerate(micro_batches, start=1):
         net.require_backward_grad_sync = i == len(micro_batches)  # DDP: ranks meet once per step

@@ -75,6 +75,10 @@ class Batches:
 
         B is a multiple of `multiple`, and not 0: ignored sequences pad it.
         """
+        x, y = self.sequences(split, step, multiple)
+        return self.to_device(x), self.to_device(y)
+
+    def sequences(self, split: str, step: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
         first, last = self.sequences_before(step), self.sequences_before(step + 1)
         begin = first + (last - first) * self.rank // self.world_size
         count = first + (last - first) * (self.rank + 1) // self.world_size - begin
@@ -82,11 +86,15 @@ class Batches:
         padding = max(multiple, -(-count // multiple) * multiple) - count
         x, y = self.splits[split].sequences(np.pad(starts, (0, padding)), self.T)
         y[count:] = -1
-        return self.to_device(x), self.to_device(y)
+        return x, y
 
-    def num_targets(self, y: Tensor, step: int) -> float:
-        """The targets of the whole global batch of `step` that are not ignored, at least 1."""
+    def num_targets(self, step: int) -> float:
+        """The targets of the whole global batch of `step` that are not ignored, at least 1.
+
+        They are counted on the CPU: to read a number from a GPU is to wait for all its work.
+        """
         if self.masked:
+            _, y = self.sequences("train", step)
             return max(1.0, all_reduce_sum((y >= 0).sum())[0])
         return (self.sequences_before(step + 1) - self.sequences_before(step)) * self.T
 

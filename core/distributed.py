@@ -108,7 +108,10 @@ def local_rank_first() -> Iterator[None]:
 
 def parallel(model: nn.Module) -> nn.Module:
     """DistributedDataParallel around the model if there are other ranks, else the model itself."""
-    return DistributedDataParallel(model, gradient_as_bucket_view=True) if WORLD_SIZE > 1 else model
+    if WORLD_SIZE == 1:
+        return model
+    # its buffers are constants, which need no broadcast
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def stop_signals() -> list[int]:

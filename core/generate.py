@@ -151,6 +151,8 @@ def prepare_for_inference(model: nn.Module, dtype: str, device: torch.device) ->
     `auto` is that of training, but fp32 on a CPU, where small models are faster in it. For large
     ones bf16 halves the time of a prompt, and int8 that of a token, or better; both round.
     """
+    # on Hopper PyTorch prefers cuDNN's attention, which makes a new plan for each new length
+    torch.backends.cuda.enable_cudnn_sdp(False)
     model, on_cpu, int8 = model.to(device).eval(), device.type == "cpu", dtype == "int8"
     if int8 and not on_cpu:
         raise UserError("dtype=int8 is for CPUs: on a GPU use --dtype=bfloat16.")

@@ -87,7 +87,7 @@ def test_a_growing_batch_reads_the_same_sequences_on_any_number_of_ranks(numbers
         x, y = torch.cat(x), torch.cat(y)
         first = data.sequences_before(step)
         assert len(x) == data.sequences_before(step + 1) - first
-        assert data.num_targets(y, step) == y.numel()
+        assert data.num_targets(step) == y.numel()
         starts = whole.shuffled_starts("train", np.arange(first, first + len(x)))
         expected = whole.splits["train"].sequences(starts, 8)
         assert np.array_equal(x, expected[0]) and np.array_equal(y, expected[1])

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.kernels import InferenceLinear, attention, causal_mask, dropout
+from core.kernels import (
+    InferenceLinear,
+    attention,
+    causal_mask,
+    dropout,
+    residual_stream,
+    window_blocks,
+)
 
 
 def test_dropout_drops_a_fraction_and_keeps_the_mean():
@@ -45,6 +52,21 @@ def test_a_window_equals_dense_attention_with_the_band_as_its_mask(past, dtype):
     expected = F.scaled_dot_product_attention(q, k, v, band)
     y = attention(q[:, :, past:], k, v, causal_mask(torch.arange(past, 40), 40, 8))
     torch.testing.assert_close(y, expected[:, :, past:], atol=2e-2 if past == 0 else 1e-2, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [1, 100, 128, 300])
+def test_the_blocks_of_a_window_are_its_mask(window):
+    q, k, v = torch.randn(3, 2, 2, 300, 16)
+    expected = attention(q, k, v, causal_mask(torch.arange(300), 300, window))
+    blocks = window_blocks(300, window, q.device)
+    torch.testing.assert_close(attention(q, k, v, blocks), expected)
+
+
+def test_the_residual_stream_of_a_cpu_stays_fp32():
+    x = torch.randn(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert residual_stream(x) is x
 
 
 def test_attention_dropout_keeps_the_mean():

@@ -124,20 +124,25 @@ def free_port() -> int:
 DISTRIBUTED = [*RUN, "--gradient_accumulation_steps=3", "--max_iters=20", "--optimizer=muon"]
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_two_processes_equal_one(script, toy, numbers, tmp_path, masked):
+@pytest.mark.parametrize("how", ["plain", "masked", "compiled"])
+def test_two_processes_equal_one(script, toy, numbers, tmp_path, how):
     run = [
         *DISTRIBUTED,
         "--ramp_iters=9",
         "--warmup_tokens=300",
     ]  # one has none of the first sequence
-    if masked:  # sequences with different numbers of targets weigh as they do in one process
+    if how == "masked":  # sequences with more and fewer targets weigh as they do in one process
         numbers(mask=lambda i: (i // 10) % 7 == 0)
         run.append("--dataset=numbers")
+    if how == "compiled":
+        run.append("--n_embd=128")  # more than DDP's first bucket: the compiler splits the graph
     script("train.py", *run, "--out_dir=one")
+    if how == "compiled":
+        run.append("--compile=True")
     two = start_torchrun(tmp_path, *run, "--out_dir=two")
     out = two.communicate(timeout=300)[0]
     assert two.returncode == 0, out
+    assert ("compile  done" in out) == (how == "compiled")
     assert "device   2 x" in out and out.count("step 20/20") == 1  # printed once
     one, two = (losses(tmp_path / name) for name in ("one", "two"))
     assert sorted(two) == list(range(1, 21))
@@ -330,6 +335,14 @@ def test_a_failing_compiler_warns_and_goes_on(script, toy, tmp_path):
     result = script("train.py", *run, CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=cache)
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
     assert "failed, continuing without it" in result.stdout
+
+
+def test_a_failing_compiler_stops_none_of_two_processes(toy, torchrun, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    out = torchrun(*DISTRIBUTED, "--compile=True", "--max_iters=3", "--out_dir=run")
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
+    assert "failed, continuing without it" in out
 
 
 FP16_ON_A_CPU = """
