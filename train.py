@@ -13,6 +13,7 @@ Several machines, here the first of two at 10.0.0.1 (the other says --node_rank=
 
 import math
 import os
+from functools import partial
 from typing import Literal
 
 from configurator import configure, pick
@@ -24,11 +25,12 @@ from core import checkpoint, distributed
 from core.batches import Batches, fold_in, split_batch
 from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
-from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
+from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
 from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
 from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
 from core.run_folder import check_outputs
+from core.sharding import build_model
 from model import GPT, GPTConfig
 
 # ---- settings: a config file and --key=value override them; the model's are in GPTConfig ---------
@@ -76,6 +78,8 @@ device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
 compile: Literal["auto", True, False] = "auto"  # torch.compile; auto = if the run is long enough
 deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto = on a CPU
+strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"  # of processes; auto = ddp if it fits
+activation_checkpointing = False  # compute blocks again in the backward pass, to save memory
 backend = "auto"  # of torch.distributed: auto, nccl, gloo
 dist_timeout = 600.0  # seconds that a process waits for the others
 peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
@@ -103,8 +107,8 @@ if init_from == "auto":
 folder = os.path.join("data", dataset)
 tokenizer = ensure_prepared(folder, prepare)
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
-model, resumed = checkpoint.start_model(GPT, config, init_from, out_dir, tokenizer)
-model.to(device)
+build = partial(build_model, s=settings, device=device, dtype=matmul_dtype)
+model, resumed = checkpoint.start_model(GPT, config, init_from, out_dir, tokenizer, build)
 select_trainable(model, train_only)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
 data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
@@ -114,8 +118,8 @@ if resumed:
     start_step, best_val_loss = resumed["step"], resumed["best_val_loss"]
     checkpoint.restore_optimizers(resumed, optimizers, scaler)
     checkpoint.check_same_data(resumed, data.fingerprints, allow_other_data)
-start = {"init_from": init_from, "step": start_step, "best_val_loss": best_val_loss}
-distributed.check_ranks_agree({**settings, **start, **data.fingerprints})
+start = {"step": start_step, "best_val_loss": best_val_loss, **data.fingerprints}
+distributed.check_ranks_agree({**settings, "init_from": init_from, **start})
 
 steps_left = data.full_batches(max_iters) - data.full_batches(start_step)
 flops = model.flops_per_token() * steps_left * batch * data.T / WORLD_SIZE
@@ -125,13 +129,13 @@ multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of o
 x, y = data.batch("train", start_step, multiple)
 if compiled:
     compile_model(model, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
-net = distributed.parallel(model)  # under torchrun, DDP around the model
+net = distributed.parallel(model)  # under torchrun, DDP around the model, unless it is sharded
 run_log = RunLog(settings, facts, model, data, start_step, resumed is not None)
 resumed = None  # its tensors are not needed any more
 
 
 # ---- evaluation and saving -----------------------------------------------------------------------
-@torch.inference_mode()
+@torch.no_grad()  # FSDP cannot train what it has gathered in inference_mode
 def split_loss(split: str, limit: int) -> tuple[float, float]:
     """Mean loss over the targets of a split, and the fraction of its examples that are correct:
     every target is the likeliest token. A signal cuts it short."""
@@ -168,9 +172,9 @@ def evaluate() -> dict[str, float]:
 
 
 def save(path: str, step: int) -> bool:
-    """What resuming needs and what sampling needs, after `step` steps; whether it was written."""
+    """Of all ranks, what resuming and sampling need, after `step` steps; whether it was written."""
     state = {
-        "model": model.state_dict(),
+        "model": model.state_dict(keep_vars=True),
         "model_args": vars(model.config),
         "tokenizer": tokenizer.to_dict(),
         "task": data.meta["task"],
@@ -181,7 +185,7 @@ def save(path: str, step: int) -> bool:
         "config": settings,
         "data": data.fingerprints,
     }
-    return run_log.attempt(lambda: checkpoint.save(state, path))
+    return run_log.save(distributed.whole(state), path)
 
 
 # ---- the loop ------------------------------------------------------------------------------------
@@ -203,9 +207,9 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
                 last_best = best_val_loss
                 best_val_loss = figures["val_loss"] if is_best else last_best
                 is_due = step > start_step and (is_best or always_save_checkpoint)
-                if run_log.writes and is_best and not save(best, step):  # a kill here repeats both
+                if not eval_only and is_best and not save(best, step):  # a kill here repeats both
                     best_val_loss = last_best
-                if run_log.writes and (is_due or is_last):
+                if not eval_only and (is_due or is_last):
                     is_saved = save(latest, step)
     if is_last or any_rank(bool(caught)):
         break
@@ -223,7 +227,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
         total_loss += loss.detach()
     for o in optimizers.values():
         scaler.unscale_(o)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    grad_norm = clip_grad_norm(model, grad_clip or math.inf)
     x, y = data.batch("train", step + 1, multiple)  # copied to a GPU while it computes
     if grad_norm.isfinite():  # all optimizers step or none; fp16 overflows now and then
         for o in optimizers.values():
@@ -239,7 +243,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
 if start_step > max_iters and not eval_only:
     print0(f"nothing to do: {start_step} steps are done, more than --max_iters={max_iters}")
 elif any_rank(bool(caught)):
-    if run_log.writes and step > start_step:
+    if not eval_only and step > start_step:
         is_saved = save(latest, step)
     what = "--init_from=resume continues" if os.path.exists(latest) else "nothing is saved yet"
     print0(f"stopped after {step} steps; {what}")

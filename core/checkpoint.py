@@ -17,7 +17,7 @@ import torch
 
 from core import UserError, gpt2, hub, nanogpt
 from core.dataset import read_meta
-from core.distributed import RANK, local_rank_first, print0, signals_wait
+from core.distributed import RANK, local, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
 from core.kernels import pad_vocab
 from core.settings import read_settings
@@ -189,19 +189,22 @@ def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
     return {**loaded, "model": weights, "model_args": args}
 
 
-def start_model(gpt: type, config, init_from: str, out_dir: str, tokenizer: Tokenizer):
+def start_model(
+    gpt: type, config, init_from: str, out_dir: str, tokenizer: Tokenizer, build=lambda make: make()
+):
     """The model that a run starts from, and the checkpoint if it resumes one, else None.
 
     gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
     only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
     init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes.
+    build: is handed a function that makes the model, such as core.sharding.build_model.
     """
     resuming, loaded = init_from == "resume", None
     with local_rank_first():  # it may be downloaded; ranks that start otherwise meet here too
         if init_from != "scratch":
             loaded = load_newest(out_dir) if resuming else load(init_from)
     if loaded is None:
-        return gpt(config), None
+        return build(lambda: gpt(config)), None
     if loaded["tokenizer"] != tokenizer.to_dict():
         loaded = with_vocabulary_of(tokenizer, loaded, resuming)
     # what a checkpoint does not state has the default
@@ -219,7 +222,8 @@ def start_model(gpt: type, config, init_from: str, out_dir: str, tokenizer: Toke
     for name, value in asdict(config).items():
         if args[name] != value:
             print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
-    return gpt.from_state_dict(args, weights), loaded if resuming else None
+    model = build(lambda: gpt.from_state_dict(args, weights))
+    return model, loaded if resuming else None
 
 
 def with_vocabulary_of(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> dict:
@@ -274,7 +278,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: str) 
     for old, new in zip(saved["param_groups"], groups, strict=True):
         if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
             raise UserError(f"{path} trained other parameters: use its --train_only.")
-    state = copy.deepcopy(saved["state"])  # not left in the file, as the weights
+    params = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    if any(p is not local(p) for p in params.values()):
+        from core.fsdp import cut_like
+
+        state = {
+            i: {name: cut_like(tensor, params[i]) for name, tensor in moments.items()}
+            for i, moments in saved["state"].items()
+        }
+    else:
+        state = copy.deepcopy(saved["state"])  # not left in the file, as the weights
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for p, moments in optimizer.state.items():
         if any(t.ndim and t.shape != p.shape for t in moments.values()):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from core import UserError
-from core.distributed import LOCAL_RANK, WORLD_SIZE, print0
+from core.distributed import LOCAL_RANK, WORLD_SIZE, is_sharded, print0
 
 # Dense bf16 (fp16 before Ampere) peaks in TFLOP/s from the makers' data sheets, for MFU. The first
 # entry whose words all stand in the device's own name counts.
@@ -106,7 +106,10 @@ def compile_model(model: nn.Module, x, y, amp, sparse: bool, deterministic: str 
     """
     if deterministic == "auto" and x.device.type == "cpu":
         make_deterministic()
-    if sparse:
+    if is_sharded(model):  # FSDP acts between the blocks, which would cut one graph to pieces
+        for block in model.transformer.h:
+            block.forward = torch.compile(block.forward, dynamic=False)
+    elif sparse:
         model.hidden = torch.compile(model.hidden, dynamic=False)
     else:
         model.compile(dynamic=False)

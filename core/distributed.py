@@ -21,6 +21,7 @@ from core import UserError, end_with_parent, exit_at_once
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", WORLD_SIZE))  # on this machine
 SCREEN = TextWrapper(80, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
 PREPARING = []  # the process group in which ranks wait up to 2 hours for prepared data
 
@@ -107,8 +108,48 @@ def local_rank_first() -> Iterator[None]:
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel around the model if there are other ranks, else the model itself."""
-    return DistributedDataParallel(model, gradient_as_bucket_view=True) if WORLD_SIZE > 1 else model
+    """DistributedDataParallel around the model if there are other ranks, else the model itself, as
+    one that is sharded already."""
+    if WORLD_SIZE == 1 or is_sharded(model):
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP shares the model, see core/fsdp.py."""
+    return hasattr(model, "reshard")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a parameter under FSDP, which shares its memory; others are whole."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tree, done: dict | None = None):
+    """The dicts and lists of a state, detached, with whole tensors in place of shards.
+
+    All ranks must call it; of shards rank 0 gets the whole, on the CPU, the others get None.
+    """
+    done = {} if done is None else done  # by id: tied weights are one tensor in the file too
+    if isinstance(tree, dict):
+        return {key: whole(value, done) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [whole(value, done) for value in tree]
+    if not hasattr(tree, "full_tensor"):
+        return tree.detach() if torch.is_tensor(tree) else tree
+    if id(tree) not in done:
+        tensor = tree.detach().full_tensor()
+        done[id(tree)] = tensor.cpu() if RANK == 0 else None
+    return done[id(tree)]
+
+
+def clip_grad_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """torch.nn.utils.clip_grad_norm_; the norm is that of all shards together."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def stop_signals() -> list[int]:
