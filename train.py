@@ -13,7 +13,6 @@ Several machines, here the first of two at 10.0.0.1 (the other says --node_rank=
 
 import math
 import os
-from functools import partial
 from typing import Literal
 
 from configurator import configure, pick
@@ -28,9 +27,9 @@ from core.device import autocast, choose_device, choose_dtype, compile_model, sh
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
 from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
-from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
+from core.optimizer import build_optimizers, schedule, select_trainable, set_lr
 from core.run_folder import check_outputs
-from core.sharding import build_model
+from core.sharding import model_builder
 from model import GPT, GPTConfig
 
 # ---- settings: a config file and --key=value override them; the model's are in GPTConfig ---------
@@ -107,7 +106,7 @@ if init_from == "auto":
 folder = os.path.join("data", dataset)
 tokenizer = ensure_prepared(folder, prepare)
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
-build = partial(build_model, s=settings, device=device, dtype=matmul_dtype)
+build = model_builder(settings, device, matmul_dtype)
 model, resumed = checkpoint.start_model(GPT, config, init_from, out_dir, tokenizer, build)
 select_trainable(model, train_only)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
@@ -118,8 +117,8 @@ if resumed:
     start_step, best_val_loss = resumed["step"], resumed["best_val_loss"]
     checkpoint.restore_optimizers(resumed, optimizers, scaler)
     checkpoint.check_same_data(resumed, data.fingerprints, allow_other_data)
-start = {"step": start_step, "best_val_loss": best_val_loss, **data.fingerprints}
-distributed.check_ranks_agree({**settings, "init_from": init_from, **start})
+start = {"init_from": init_from, "step": start_step, "best_val_loss": best_val_loss}
+distributed.check_ranks_agree({**settings, **start, **data.fingerprints})
 
 steps_left = data.full_batches(max_iters) - data.full_batches(start_step)
 flops = model.flops_per_token() * steps_left * batch * data.T / WORLD_SIZE
@@ -190,11 +189,7 @@ def save(path: str, step: int) -> bool:
 
 # ---- the loop ------------------------------------------------------------------------------------
 caught, is_saved = distributed.catch_signals(), True
-# schedules count full batches, so that a batch that grows warms up over as many tokens
-lr_warmup = warmup_tokens / (batch * data.T) if warmup_tokens else data.full_batches(warmup_iters)
-if not decay_lr:
-    lr_schedule, lr_warmup = "constant", 0.0
-lr_end, lr_floor = data.full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
+lr_factor_of = schedule(settings, data)
 for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     is_last = step == max_iters or eval_only
     if is_last or (eval_interval and step % eval_interval == 0):
@@ -214,7 +209,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     if is_last or any_rank(bool(caught)):
         break
 
-    factor = lr_factor(lr_schedule, data.full_batches(step), lr_warmup, lr_end, lr_floor, warmdown)
+    factor = lr_factor_of(step)
     set_lr(optimizers, factor)
     torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
     num_targets, total_loss = data.num_targets(y, step), torch.zeros((), device=device)

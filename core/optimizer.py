@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import torch
@@ -85,6 +86,21 @@ def lr_factor(
     else:
         fraction = min(1.0, (end - step) / (warmdown * end))
     return floor + (1 - floor) * fraction
+
+
+def schedule(s: dict, data) -> Callable[[int], float]:
+    """The function of a step (from 0) that gives its lr_factor, by train.py's settings.
+
+    It counts full batches, so that a batch that grows warms up over as many tokens.
+    """
+    shape, warmup = s["lr_schedule"], data.full_batches(s["warmup_iters"])
+    if s["warmup_tokens"]:
+        warmup = s["warmup_tokens"] / (data.batch_size * data.T)
+    if not s["decay_lr"]:
+        shape, warmup = "constant", 0.0
+    end = data.full_batches(s["lr_decay_iters"] or s["max_iters"])
+    floor = s["min_lr"] / s["learning_rate"]
+    return lambda step: lr_factor(shape, data.full_batches(step), warmup, end, floor, s["warmdown"])
 
 
 def bare(method):

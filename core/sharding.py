@@ -6,6 +6,7 @@ FSDP is imported only by a run that uses it, which spares the others a second.
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,14 +19,17 @@ from core.distributed import LOCAL_WORLD_SIZE, WORLD_SIZE, print0
 GIB = 2**30
 
 
-def build_model(make: Callable[[], nn.Module], s: dict, device, dtype: torch.dtype) -> nn.Module:
-    """The model that `make` makes, on its device; under FSDP this process's shards of it.
+def model_builder(s: dict, device: torch.device, dtype: torch.dtype) -> Callable:
+    """A function that is handed one that makes a model, and gives the model on its device; under
+    FSDP this process's shards of it.
 
     s: train.py's settings. dtype: of matrix products. UserError if the strategy cannot be.
     """
-    strategy, fsdp = "ddp", None
-    if WORLD_SIZE > 1:
-        strategy = choose_strategy(make, s, device, dtype)
+    return partial(build_model, s=s, device=device, dtype=dtype)
+
+
+def build_model(make: Callable[[], nn.Module], s: dict, device, dtype: torch.dtype) -> nn.Module:
+    strategy = choose_strategy(make, s, device, dtype) if WORLD_SIZE > 1 else "ddp"
     if strategy == "ddp":
         model = make().to(device)
     else:
