@@ -145,9 +145,10 @@ def whole(tree, done: dict | None = None):
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
     """torch.nn.utils.clip_grad_norm_; the norm is that of all shards together."""
+    if not is_sharded(model):
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
