@@ -20,14 +20,14 @@ from configurator import configure, pick
 import torch
 from torch.nn import functional as F
 
-from core import checkpoint, distributed, lora
+from core import checkpoint, distributed
 from core.batches import Batches, fold_in, split_batch
 from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
-from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
+from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
 from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
-from core.optimizer import build_optimizers, lr_factor, select_trainable, set_lr
+from core.optimizer import build_optimizers, schedule, select_trainable, set_lr
 from core.run_folder import check_outputs
 from model import GPT, GPTConfig
 
@@ -77,6 +77,8 @@ device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
 compile: Literal["auto", True, False] = "auto"  # torch.compile; auto = if the run is long enough
 deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto = on a CPU
+strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"  # of processes; auto = ddp if it fits
+activation_checkpointing = False  # compute blocks again in the backward pass, to save memory
 backend = "auto"  # of torch.distributed: auto, nccl, gloo
 dist_timeout = 600.0  # seconds that a process waits for the others
 peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
@@ -104,8 +106,10 @@ if init_from == "auto":
 folder = os.path.join("data", dataset)
 tokenizer = ensure_prepared(folder, prepare)
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
-model, resumed = checkpoint.start_model(GPT, config, init_from, out_dir, tokenizer, lora_rank)
-model.to(device)
+build = distributed.model_builder(settings, device, matmul_dtype)
+model, resumed = checkpoint.start_model(
+    GPT, config, init_from, out_dir, tokenizer, lora_rank, build
+)
 select_trainable(model, train_only)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
 data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
@@ -124,7 +128,7 @@ compiled = should_compile(compile, device, flops)
 facts = opening_report(settings, model, data, optimizers, start_step, matmul_dtype, compiled)
 multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
 x, y = data.batch("train", start_step, multiple)
-net = distributed.parallel(model)  # under torchrun, DDP around the model
+net = distributed.parallel(model)  # under torchrun, DDP around the model, unless it is sharded
 if compiled:
     compile_model(net, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
 run_log = RunLog(settings, facts, model, data, start_step, resumed is not None)
@@ -132,7 +136,7 @@ resumed = None  # its tensors are not needed any more
 
 
 # ---- evaluation and saving -----------------------------------------------------------------------
-@torch.inference_mode()
+@torch.no_grad()  # FSDP cannot train what it has gathered in inference_mode
 def split_loss(split: str, limit: int) -> tuple[float, float]:
     """Mean loss over the targets of a split, and the fraction of its examples that are correct:
     every target is the likeliest token. A signal cuts it short."""
@@ -169,8 +173,8 @@ def evaluate() -> dict[str, float]:
 
 
 def save(path: str, step: int) -> bool:
-    """What resuming needs and what sampling needs, after `step` steps; whether it was written."""
-    state = lora.model_state(model) | {
+    """Of all ranks, what resuming and sampling need, after `step` steps; whether it was written."""
+    state = checkpoint.model_state(model) | {
         "model_args": vars(model.config),
         "tokenizer": tokenizer.to_dict(),
         "task": data.meta["task"],
@@ -181,16 +185,12 @@ def save(path: str, step: int) -> bool:
         "config": settings,
         "data": data.fingerprints,
     }
-    return run_log.attempt(lambda: checkpoint.save(state, path))
+    return run_log.save(distributed.whole(state), path)
 
 
 # ---- the loop ------------------------------------------------------------------------------------
 caught, is_saved = distributed.catch_signals(), True
-# schedules count full batches, so that a batch that grows warms up over as many tokens
-lr_warmup = warmup_tokens / (batch * data.T) if warmup_tokens else data.full_batches(warmup_iters)
-if not decay_lr:
-    lr_schedule, lr_warmup = "constant", 0.0
-lr_end, lr_floor = data.full_batches(lr_decay_iters or max_iters), min_lr / learning_rate
+lr_factor_of = schedule(settings, data)
 for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     is_last = step == max_iters or eval_only
     if is_last or (eval_interval and step % eval_interval == 0):
@@ -203,14 +203,14 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
                 last_best = best_val_loss
                 best_val_loss = figures["val_loss"] if is_best else last_best
                 is_due = step > start_step and (is_best or always_save_checkpoint)
-                if run_log.writes and is_best and not save(best, step):  # a kill here repeats both
+                if not eval_only and is_best and not save(best, step):  # a kill here repeats both
                     best_val_loss = last_best
-                if run_log.writes and (is_due or is_last):
+                if not eval_only and (is_due or is_last):
                     is_saved = save(latest, step)
     if is_last or any_rank(bool(caught)):
         break
 
-    factor = lr_factor(lr_schedule, data.full_batches(step), lr_warmup, lr_end, lr_floor, warmdown)
+    factor = lr_factor_of(step)
     set_lr(optimizers, factor)
     torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
     num_targets, total_loss = data.num_targets(step), torch.zeros((), device=device)
@@ -223,7 +223,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
         total_loss += loss.detach()
     for o in optimizers.values():
         scaler.unscale_(o)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    grad_norm = clip_grad_norm(model, grad_clip or math.inf)
     x, y = data.batch("train", step + 1, multiple)  # copied to a GPU while it computes
     if grad_norm.isfinite():  # all optimizers step or none; fp16 overflows now and then
         for o in optimizers.values():
@@ -239,7 +239,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
 if start_step > max_iters and not eval_only:
     print0(f"nothing to do: {start_step} steps are done, more than --max_iters={max_iters}")
 elif any_rank(bool(caught)):
-    if run_log.writes and step > start_step:
+    if not eval_only and step > start_step:
         is_saved = save(latest, step)
     what = "--init_from=resume continues" if os.path.exists(latest) else "nothing is saved yet"
     print0(f"stopped after {step} steps; {what}")

@@ -73,7 +73,7 @@ class Batches:
     def batch(self, split: str, step: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
         """This rank's sequences of the global batch of `step` (from 0): x, y (B, T) int64.
 
-        B is a multiple of `multiple`, and not 0: ignored sequences pad it.
+        B is a multiple of `multiple`, the same on every rank: ignored sequences pad it.
         """
         x, y = self.sequences(split, step, multiple)
         return self.to_device(x), self.to_device(y)
@@ -81,9 +81,10 @@ class Batches:
     def sequences(self, split: str, step: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
         first, last = self.sequences_before(step), self.sequences_before(step + 1)
         begin = first + (last - first) * self.rank // self.world_size
+        most = -(-(last - first) // self.world_size)  # FSDP's ranks need as many micro-batches
         count = first + (last - first) * (self.rank + 1) // self.world_size - begin
         starts = self.shuffled_starts(split, begin + np.arange(count))
-        padding = max(multiple, -(-count // multiple) * multiple) - count
+        padding = -(-most // multiple) * multiple - count
         x, y = self.splits[split].sequences(np.pad(starts, (0, padding)), self.T)
         y[count:] = -1
         return x, y

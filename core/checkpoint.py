@@ -14,12 +14,12 @@ from dataclasses import asdict
 from glob import glob
 
 import torch
+from torch import nn
 
-from core import UserError, gpt2, lora
+from core import UserError, gpt2
 from core.dataset import read_meta
-from core.distributed import RANK, local_rank_first, print0, signals_wait
+from core.distributed import RANK, local, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
-from core.kernels import pad_vocab
 from core.settings import read_settings
 from core.tokenizer import Tokenizer, from_dict
 
@@ -70,8 +70,21 @@ def load(source: str, merge: bool = True) -> dict:
             raise UserError(f"{path} holds NaN or infinite weights, in {name}: it is of no use.")
     # in memory, since a mapped file that is overwritten would end the process
     loaded = {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
-    loaded = lora.with_base(loaded, load) if loaded["lora"] else loaded
-    return lora.merged(loaded) if merge else loaded
+    if loaded["lora"]:
+        from core import lora  # only now, as above
+
+        loaded = lora.with_base(loaded, load)
+        loaded = lora.merged(loaded) if merge else loaded
+    return loaded
+
+
+def model_state(model: nn.Module) -> dict:
+    """A model's part of its checkpoint: all tensors, or of core/lora.py's what adapts them."""
+    if hasattr(model, "lora"):
+        from core import lora  # only now, as above
+
+        return lora.model_state(model)
+    return {"model": model.state_dict(keep_vars=True)}
 
 
 def check_model_args(config: type, args: dict, weights: dict) -> dict:
@@ -179,47 +192,31 @@ def load_tokenizer(loaded: dict, dataset: str = "") -> Tokenizer:
     return from_dict(saved)
 
 
-def resize_token_embeddings(loaded: dict, tokenizer: Tokenizer) -> dict:
-    """The checkpoint with the vocabulary of another tokenizer of the same kind.
-
-    Tokens are matched by what they stand for, wherever their rows are. The row of a new token is
-    sampled with the mean and deviation of the known ones, so that it is of their size:
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html, without the covariance.
-    """
-    old = {symbol: i for i, symbol in enumerate(load_tokenizer(loaded).symbols())}
-    source = torch.tensor([old.get(symbol, -1) for symbol in tokenizer.symbols()])
-    weights = dict(loaded["model"])
-    for name in ("transformer.wte.weight", "lm_head.weight"):
-        known = weights[name][: len(old)].float()
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(len(source), known.size(1), generator=generator)
-        rows = known.mean(0) + known.std(0) * noise
-        rows[source >= 0] = known[source[source >= 0]]
-        weights[name] = pad_vocab(rows)
-    count = int((source >= 0).sum())
-    print0(f"vocab    {count:,} of {len(source):,} tokens are the checkpoint's")
-    args = {**loaded["model_args"], "vocab_size": tokenizer.vocab_size}
-    return {**loaded, "model": weights, "model_args": args}
-
-
-def start_model(gpt, config, init_from: str, out_dir: str, tokenizer: Tokenizer, lora_rank=0):
+def start_model(
+    gpt: type, config, init_from: str, out_dir: str, tokenizer, lora_rank=0, build=lambda f: f()
+) -> tuple[nn.Module, dict | None]:
     """The model that a run starts from, and the checkpoint if it resumes one, else None.
 
     gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
     only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
     init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes. lora_rank: 0
-    trains the weights.
+    trains the weights. build: see model_builder in core/distributed.py.
     """
     resuming, loaded = init_from == "resume", None
     with local_rank_first():  # it may be downloaded; ranks that start otherwise meet here too
         if init_from != "scratch":
             loaded = load_newest(out_dir) if resuming else load(init_from, merge=not lora_rank)
-    if lora_rank and not resuming:
-        loaded = lora.as_base(loaded, init_from, out_dir, tokenizer, lora_rank)
+    if lora_rank:
+        from core import lora  # only now, as above
+
+        if not resuming:
+            loaded = lora.as_base(loaded, init_from, out_dir, tokenizer, lora_rank)
     if loaded is None:
-        return gpt(config), None
+        return build(lambda: gpt(config)), None
     if loaded["tokenizer"] != tokenizer.to_dict():
-        loaded = with_vocabulary_of(tokenizer, loaded, resuming)
+        from core import vocabulary  # only now, as above
+
+        loaded = vocabulary.of_dataset(tokenizer, loaded, resuming)
     if (rank := loaded["lora"].get("rank", 0)) != lora_rank:
         raise UserError(f"{loaded['path']} was trained with --lora_rank={rank}: resume with it.")
     # what a checkpoint does not state has the default
@@ -237,23 +234,12 @@ def start_model(gpt, config, init_from: str, out_dir: str, tokenizer: Tokenizer,
     for name, value in asdict(config).items():
         if args[name] != value:
             print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
-    model = gpt.from_state_dict(args, {k: v for k, v in weights.items() if ".lora_" not in k})
-    return lora.add(model, loaded["lora"], weights), loaded if resuming else None
 
+    def make() -> nn.Module:
+        model = gpt.from_state_dict(args, {k: v for k, v in weights.items() if ".lora_" not in k})
+        return lora.add(model, loaded["lora"], weights) if lora_rank else model
 
-def with_vocabulary_of(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> dict:
-    """The checkpoint with this tokenizer, the dataset's, if its weights can have it."""
-    saved, size = loaded["tokenizer"], loaded["model_args"]["vocab_size"]
-    if saved is None and size == tokenizer.vocab_size:
-        print0(f"vocab    {loaded['path']} names no tokenizer: taken for the dataset's")
-        return loaded
-    if saved is None or resuming or saved["kind"] != tokenizer.kind:
-        theirs = "unknown" if saved is None else saved["kind"]
-        raise UserError(
-            f"the dataset has another vocabulary ({tokenizer.kind}, {tokenizer.vocab_size} tokens) "
-            f"than {loaded['path']} ({theirs}, {size} tokens): choose its own dataset."
-        )
-    return resize_token_embeddings(loaded, tokenizer)
+    return build(make), loaded if resuming else None
 
 
 def check_same_data(loaded: dict, fingerprints: dict, allow_other: bool) -> None:
@@ -293,7 +279,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: str) 
     for old, new in zip(saved["param_groups"], groups, strict=True):
         if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
             raise UserError(f"{path} trained other parameters: use its --train_only.")
-    state = copy.deepcopy(saved["state"])  # not left in the file, as the weights
+    params = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    if any(p is not local(p) for p in params.values()):
+        from core.fsdp import cut_like
+
+        state = {
+            i: {name: cut_like(tensor, params[i]) for name, tensor in moments.items()}
+            for i, moments in saved["state"].items()
+        }
+    else:
+        state = copy.deepcopy(saved["state"])  # not left in the file, as the weights
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for p, moments in optimizer.state.items():
         if any(t.ndim and t.shape != p.shape for t in moments.values()):

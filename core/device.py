@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from core import UserError
-from core.distributed import LOCAL_RANK, WORLD_SIZE, print0
+from core.distributed import LOCAL_RANK, WORLD_SIZE, is_sharded, print0
 
 # Dense bf16 (fp16 before Ampere) peaks in TFLOP/s from the makers' data sheets, for MFU. The first
 # entry whose words all stand in the device's own name counts.
@@ -111,9 +111,9 @@ def compile_model(net: nn.Module, x, y, amp, sparse: bool, deterministic: str | 
     model, on_cpu = getattr(net, "module", net), x.device.type == "cpu"
     if deterministic == "auto" and on_cpu:
         make_deterministic()
-    if on_cpu:
+    if on_cpu or is_sharded(model):  # FSDP acts between the blocks: one graph would fall to pieces
         for block in model.transformer.h:
-            block.compile(dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=False)
     elif sparse:
         model.hidden = torch.compile(model.hidden, dynamic=False)
     else:

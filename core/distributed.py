@@ -6,7 +6,7 @@ Without torchrun there is one process, of rank 0, and every function here still 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from textwrap import TextWrapper
@@ -21,6 +21,7 @@ from core import UserError, end_with_parent, exit_at_once
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", WORLD_SIZE))  # on this machine
 SCREEN = TextWrapper(80, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
 PREPARING = []  # the process group in which ranks wait up to 2 hours for prepared data
 
@@ -106,12 +107,63 @@ def local_rank_first() -> Iterator[None]:
         dist.barrier(PREPARING[0])
 
 
+def model_builder(s: dict, device: torch.device, dtype: torch.dtype) -> Callable:
+    """A function that is handed one that makes a model, and gives the model on its device.
+
+    s: train.py's settings. dtype: of matrix products. Several processes may share the model.
+    """
+    if WORLD_SIZE == 1 and not s["activation_checkpointing"]:
+        return lambda make: make().to(device)
+    from core import sharding  # only now, since one process needs none of it
+
+    return lambda make: sharding.build_model(make, s, device, dtype)
+
+
 def parallel(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel around the model if there are other ranks, else the model itself."""
-    if WORLD_SIZE == 1:
+    """DistributedDataParallel around the model if there are other ranks, else the model itself, as
+    one that is sharded already."""
+    if WORLD_SIZE == 1 or is_sharded(model):
         return model
     # its buffers are constants, which need no broadcast
     return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP shares the model, see core/fsdp.py."""
+    return hasattr(model, "reshard")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a parameter under FSDP, which shares its memory; others are whole."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tree, done: dict | None = None):
+    """The dicts and lists of a state, detached, with whole tensors in place of shards.
+
+    All ranks must call it; of shards rank 0 gets the whole, on the CPU, the others get None.
+    """
+    done = {} if done is None else done  # by id: tied weights are one tensor in the file too
+    if isinstance(tree, dict):
+        return {key: whole(value, done) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [whole(value, done) for value in tree]
+    if not hasattr(tree, "full_tensor"):
+        return tree.detach() if torch.is_tensor(tree) else tree
+    if id(tree) not in done:
+        tensor = tree.detach().full_tensor()
+        done[id(tree)] = tensor.cpu() if RANK == 0 else None
+    return done[id(tree)]
+
+
+def clip_grad_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """torch.nn.utils.clip_grad_norm_; the norm is that of all shards together."""
+    if not is_sharded(model):
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def stop_signals() -> list[int]:

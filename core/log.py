@@ -22,9 +22,9 @@ from datetime import timedelta
 import numpy as np
 import torch
 
-from core import UserError
+from core import UserError, checkpoint
 from core.device import device_name, peak_flops
-from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, print0
+from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, print0
 from core.files import replacing
 from core.run_folder import backup_previous_run
 
@@ -183,6 +183,10 @@ class RunLog:
             self.failures.add(str(error))
             return False
         return True
+
+    def save(self, state: dict, path: str) -> bool:
+        """Whether a checkpoint is written, by the rank that writes; all ranks ask, and agree."""
+        return not any_rank(self.writes and not self.attempt(lambda: checkpoint.save(state, path)))
 
     def write(self, record: dict) -> None:
         # JSON has no NaN and no infinity

@@ -63,9 +63,7 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def add(model: nn.Module, about: dict, weights: dict[str, Tensor]) -> nn.Module:
-    """The model, frozen, with adapters: those among the weights, or new ones. {}: as it is."""
-    if not about:
-        return model
+    """The model, frozen, with adapters: those among the weights, or new ones."""
     for name, p in model.named_parameters(remove_duplicate=False):
         p.requires_grad_(name in about["trained"])
     for module in list(model.modules()):
@@ -80,9 +78,7 @@ def add(model: nn.Module, about: dict, weights: dict[str, Tensor]) -> nn.Module:
 
 
 def model_state(model: nn.Module) -> dict:
-    """A model's part of its checkpoint: all tensors or, with adapters, the trained ones."""
-    if not hasattr(model, "lora"):
-        return {"model": model.state_dict()}
+    """The part of a checkpoint that a model with adapters has: the trained tensors."""
     state = {k: p.detach() for k, p in model.state_dict(keep_vars=True).items() if p.requires_grad}
     others = [name for name in state if ".lora_" not in name]
     return {"model": state, "lora": {**model.lora, "trained": others}}

@@ -2,12 +2,14 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from core import UserError
+from core.distributed import WORLD_SIZE, local
 
 
 def select_trainable(model: nn.Module, patterns: str) -> None:
@@ -88,6 +90,21 @@ def lr_factor(
     return floor + (1 - floor) * fraction
 
 
+def schedule(s: dict, data) -> Callable[[int], float]:
+    """The function of a step (from 0) that gives its lr_factor, by train.py's settings.
+
+    It counts full batches, so that a batch that grows warms up over as many tokens.
+    """
+    shape, warmup = s["lr_schedule"], data.full_batches(s["warmup_iters"])
+    if s["warmup_tokens"]:
+        warmup = s["warmup_tokens"] / (data.batch_size * data.T)
+    if not s["decay_lr"]:
+        shape, warmup = "constant", 0.0
+    end = data.full_batches(s["lr_decay_iters"] or s["max_iters"])
+    floor = s["min_lr"] / s["learning_rate"]
+    return lambda step: lr_factor(shape, data.full_batches(step), warmup, end, floor, s["warmdown"])
+
+
 def bare(method):
     """A method of torch.optim without its wrapper, which imports torch's compiler: two seconds."""
     return torch.no_grad()(getattr(method, "__wrapped__", method))
@@ -121,31 +138,61 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         assert closure is None, "Muon does not evaluate the loss again"
-        same_shape = defaultdict(list)  # (shape of a matrix, lr) -> [(matrix, its update), ...]
+        params, updates, stacked, lrs = [], [], [], []
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
+            trained = [p for p in group["params"] if p.grad is not None]
+            if not trained:
                 continue
-            for p in params:
+            for p in trained:
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            grads, moments = (
-                [p.grad for p in params],
-                [self.state[p]["momentum_buffer"] for p in params],
-            )
+            params += trained
+            grads = [local(p.grad) for p in trained]
+            moments = [local(self.state[p]["momentum_buffer"]) for p in trained]
             torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
-            updates = torch._foreach_lerp(grads, moments, group["momentum"])  # Nesterov
+            updates += torch._foreach_lerp(grads, moments, group["momentum"])  # Nesterov
             if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            for p, update in zip(params, updates, strict=True):
-                shape = (-1, p.size(-2) // group["stacked"], p.size(-1))
-                for matrix, part in zip(p.view(shape), update.view(shape), strict=True):
-                    same_shape[matrix.shape, group["lr"]].append((matrix, part))
-        for ((rows, cols), lr), pairs in same_shape.items():
-            matrices, parts = zip(*pairs, strict=True)
-            updates = orthogonalize(torch.stack(parts), self.dtype).to(parts[0].dtype).unbind()
+                decayed = [local(p) for p in trained]
+                torch._foreach_mul_(decayed, 1 - group["lr"] * group["weight_decay"])
+            stacked += [group["stacked"]] * len(trained)
+            lrs += [group["lr"]] * len(trained)
+        if not params:
+            return
+        by_rate = defaultdict(list)
+        for i, update in enumerate(self.orthogonalized(params, updates, stacked)):
+            rows, cols = params[i].size(-2) // stacked[i], params[i].size(-1)
             scale = max(1.0, rows / cols) ** 0.5  # equal change of the output for every shape
-            torch._foreach_add_(list(matrices), list(updates), alpha=-lr * scale)
+            by_rate[-lrs[i] * scale].append((local(params[i]), update.to(params[i].dtype)))
+        for rate, pairs in by_rate.items():
+            matrices, changes = zip(*pairs, strict=True)
+            torch._foreach_add_(list(matrices), list(changes), alpha=rate)
+
+    def orthogonalized(self, params: list, updates: list, stacked: list[int]) -> list[Tensor]:
+        """What orthogonalize makes of each update; of several ranks each does its part of them."""
+        mine, shared = dict(enumerate(updates)), None
+        if WORLD_SIZE > 1:
+            from core.shared_work import SharedWork  # only now, since one process does it all
+
+            shared = SharedWork(params)
+            mine = shared.collect(updates)
+        stacks = [u.view(-1, u.size(-2) // stacked[i], u.size(-1)) for i, u in mine.items()]
+        results = dict(zip(mine, orthogonalize_all(stacks, self.dtype), strict=True))
+        if shared is not None:
+            return shared.hand_out(results, self.dtype, local(params[0]).device)
+        return [results[i].view_as(update) for i, update in mine.items()]
+
+
+def orthogonalize_all(stacks: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """orthogonalize of each (N, rows, cols), in one batched product for all of one shape."""
+    same_shape, results = defaultdict(list), list(stacks)
+    for i, stack in enumerate(stacks):
+        same_shape[stack.shape[1:]].append(i)
+    for indices in same_shape.values():
+        together = orthogonalize(torch.cat([stacks[i] for i in indices]), dtype)
+        parts = together.split([len(stacks[i]) for i in indices])
+        for i, part in zip(indices, parts, strict=True):
+            results[i] = part
+    return results
 
 
 def orthogonalize(G: Tensor, dtype=torch.float32) -> Tensor:

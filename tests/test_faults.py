@@ -190,8 +190,10 @@ def pid_of_rank(launcher: int, rank: str) -> int:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="finds the ranks in /proc, as Linux has it")
-def test_torchrun_restarts_killed_ranks_as_if_nothing_had_happened(toy, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_torchrun_restarts_killed_ranks_as_if_nothing_had_happened(toy, tmp_path, strategy):
     run = [*RUN, "--max_iters=300", "--eval_interval=20", "--init_from=auto"]
+    run.append(f"--strategy={strategy}")
     straight = start_torchrun(tmp_path, *run, "--out_dir=straight")
     launcher = ("--standalone", "--nproc_per_node=2", "--max-restarts=3")
     process = start_torchrun(tmp_path, *run, "--out_dir=run", launcher=launcher)

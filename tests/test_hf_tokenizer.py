@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_hub import CHINESE, bert_files, sentencepiece_json
 from test_tokenizer import TEXT, round_trip
 
-from core import UserError, checkpoint
+from core import UserError, checkpoint, vocabulary
 from core.dataset import read_meta
 from core.hf_tokenizer import HFTokenizer, train
 from core.hub import find_tokenizer
@@ -169,7 +169,7 @@ def test_a_run_of_a_trained_bpe_resumes_samples_and_takes_new_tokens(script, tmp
     old = checkpoint.load(str(tmp_path / "out" / "a"))
     coder = from_dict(old["tokenizer"])
     more = from_dict({**coder.to_dict(), "special": ["<sep>"]})
-    new = checkpoint.resize_token_embeddings(old, more)
+    new = vocabulary.resize_token_embeddings(old, more)
     wte = "transformer.wte.weight"
     kept = coder.vocab_size
     assert new["model_args"]["vocab_size"] == kept + 1

@@ -292,7 +292,9 @@ def test_a_model_of_text_is_refused(script, toy):
         assert "has not learned images" in said
 
 
-@pytest.mark.parametrize("name", ["igpt_s", "igpt_m", "igpt_l", "mnist_tiny", "cifar_tiny"])
+@pytest.mark.parametrize(
+    "name", ["igpt_s", "igpt_m", "igpt_l", "igpt_xl", "mnist_tiny", "cifar_tiny"]
+)
 def test_a_config_takes_images_of_its_size(script, name):
     config = ROOT / "projects" / "images" / f"{name}.py"
     said = script("train.py", config, "--help").stdout

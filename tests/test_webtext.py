@@ -189,6 +189,7 @@ def test_a_missing_package_is_one_sentence(tmp_path, module, package):
 
 SIZES = {"gpt2_medium": 355e6, "gpt2_large": 774e6, "gpt2_xl": 1558e6}
 SIZES |= {"gpt3_125m": 125e6, "gpt3_350m": 356e6, "gpt3_760m": 760e6, "gpt3_1300m": 1316e6}
+SIZES |= {"gpt3_2700m": 2650e6, "gpt3_6700m": 6657e6}
 
 
 @pytest.mark.parametrize("name", SIZES)
