@@ -219,27 +219,32 @@ def start_model(
         loaded = vocabulary.of_dataset(tokenizer, loaded, resuming)
     if (rank := loaded["lora"].get("rank", 0)) != lora_rank:
         raise UserError(f"{loaded['path']} was trained with --lora_rank={rank}: resume with it.")
-    # what a checkpoint does not state has the default
-    args = {**asdict(type(config)(tokenizer.vocab_size)), **loaded["model_args"]}
-    args["dropout"], weights = config.dropout, dict(loaded["model"])
-    if resuming and config.block_size < args["block_size"]:
-        raise UserError(
-            f"block_size={config.block_size} is not the checkpoint's {args['block_size']}: resume "
-            f"with its own, or start a run from its weights by --init_from={loaded['path']}."
-        )
-    args["block_size"] = min(args["block_size"], config.block_size)
-    if config.untied_head and not args["untied_head"] and not (resuming or lora_rank):
-        args["untied_head"] = True
+    args, weights = agreed_args(config, loaded, resuming), dict(loaded["model"])
+    if args["untied_head"] and not loaded["model_args"].get("untied_head"):
         weights["lm_head.weight"] = weights["lm_head.weight"].clone()
-    for name, value in asdict(config).items():
-        if args[name] != value:
-            print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
 
     def make() -> nn.Module:
         model = gpt.from_state_dict(args, {k: v for k, v in weights.items() if ".lora_" not in k})
         return lora.add(model, loaded["lora"], weights) if lora_rank else model
 
     return build(make), loaded if resuming else None
+
+
+def agreed_args(config, loaded: dict, resuming: bool) -> dict:
+    """The checkpoint's model_args, with what of the GPTConfig that is asked for may differ."""
+    defaults = asdict(type(config)(loaded["model_args"]["vocab_size"]))  # what it does not state
+    args = {**defaults, **loaded["model_args"], "dropout": config.dropout}
+    if resuming and config.block_size < args["block_size"]:
+        raise UserError(
+            f"block_size={config.block_size} is not the checkpoint's {args['block_size']}: resume "
+            f"with its own, or start a run from its weights by --init_from={loaded['path']}."
+        )
+    args["block_size"] = min(args["block_size"], config.block_size)
+    args["untied_head"] |= config.untied_head and not (resuming or loaded["lora"])
+    for name, value in asdict(config).items():
+        if args[name] != value:
+            print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")
+    return args
 
 
 def check_same_data(loaded: dict, fingerprints: dict, allow_other: bool) -> None:

@@ -124,8 +124,9 @@ def parallel(model: nn.Module) -> nn.Module:
     one that is sharded already."""
     if WORLD_SIZE == 1 or is_sharded(model):
         return model
-    # its buffers are constants, which need no broadcast
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    constants = [name for name, _ in model.named_buffers()]  # every rank has computed them
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constants)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from core.batches import split_batch
 from core.device import SkipInit
 from core.distributed import LOCAL_WORLD_SIZE, WORLD_SIZE, print0
 
-GIB = 2**30
+MIB = 2**20
 
 
 def build_model(make: Callable[[], nn.Module], s: dict, device, dtype: torch.dtype) -> nn.Module:
@@ -60,9 +60,9 @@ def choose_strategy(make: Callable, s: dict, device: torch.device, dtype: torch.
         total = sum(needed.values())
         if total < 0.9 * available:  # the rest is for fragments and the libraries
             break
-    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in needed.items())
+    parts = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in needed.items())
     print0(
-        f"memory   {strategy}: about {total / GIB:.2f} of {available / GIB:.1f} GiB per process: "
+        f"memory   {strategy}: about {total / MIB:,.0f} of {available / MIB:,.0f} MiB per process: "
         f"{parts}"
     )
     return strategy

@@ -69,9 +69,8 @@ class SharedWork:
             longest = max(totals)
             sent = torch.cat([nothing, *(results[i].flatten() for i in mine)])
             sent = torch.nn.functional.pad(sent, (0, longest - len(sent)))
-            received = nothing.new_empty(self.ranks * longest)
-            dist.all_gather_into_tensor(received, sent, group=self.group)
-            rows = received.view(self.ranks, longest)
+            rows = [nothing.new_empty(longest) for _ in range(self.ranks)]
+            dist.all_gather(rows, sent, group=self.group)
             numbers = [[self.shapes[i].numel() for i in work] for work in self.work]
             shards = [
                 part

@@ -94,15 +94,15 @@ from core.optimizer import build_optimizers
 from model import GPT, GPTConfig
 
 distributed.init(torch.device("cpu"), "auto", 60)
-s = {"optimizer": "muon", "strategy": "fsdp", "activation_checkpointing": False, "beta1": 0.9}
+s = {"optimizer": "muon", "strategy": "fsdp", "activation_checkpointing": False, "lora_rank": 0}
 s |= {"gradient_accumulation_steps": 4, "batch_size": 4, "learning_rate": 0.01, "muon_lr": 0.01}
-s |= {"muon_momentum": 0.9, "weight_decay": 0.1, "beta2": 0.9}
+s |= {"muon_momentum": 0.9, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.9}
 config = GPTConfig(65, 64, n_layer=3, n_head=2, n_embd=64)
 torch.manual_seed(0)
 whole = GPT(config)
 random = torch.get_rng_state()
 torch.manual_seed(0)
-build = sharding.model_builder(s, torch.device("cpu"), torch.float32)
+build = distributed.model_builder(s, torch.device("cpu"), torch.float32)
 model = build(lambda: GPT(config))
 assert torch.equal(random, torch.get_rng_state())
 for (name, p), wanted in zip(model.named_parameters(), whole.parameters(), strict=True):

@@ -3,7 +3,8 @@
 #     --palette=512 --val_fraction=0.04 --name=imagenet32
 # iGPT-XL of Chen et al. 2020, https://github.com/openai/image-gpt, 6.8 billion parameters, but at
 # 32 x 32 instead of 64 x 64, sharded over GPUs of 80 GB. Only its parameters and bytes were
-# counted; it was not run. Heads, batch and learning rate are iGPT-L's or smaller, not the paper's.
+# counted (about 62 GiB per GPU of 8); it was not run. Heads, batch and learning rate are iGPT-L's
+# or smaller, not the paper's.
 n_layer, n_head, n_embd, block_size = 60, 16, 3072, 1024
 rms_norm = untied_head = zero_init = True
 activation = "gelu"
