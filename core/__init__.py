@@ -81,8 +81,8 @@ def print_user_error(kind: type[BaseException], error: BaseException, traceback)
     else:
         # torch.distributed's own hook, around this one, would swallow what goes to sys.stderr
         print(f"{script}: {sentence}", file=sys.__stderr__)
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        exit_at_once(status)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ or status == 130:
+        exit_at_once(status, wait=status != 130)  # Ctrl-C waits for no compiler that is at work
     raise SystemExit(status)
 
 
@@ -91,9 +91,13 @@ def is_from_distributed(kind: type[BaseException], sentence: str) -> bool:
     return kind.__name__.startswith("Dist") or "gloo" in sentence
 
 
-def exit_at_once(status: int) -> None:
-    """End without the interpreter's teardown, in which gloo aborts in 2 of 60 runs."""
-    atexit._run_exitfuncs()  # what others asked for, such as trackers that still send
+def exit_at_once(status: int, wait: bool = True) -> None:
+    """End without the interpreter's teardown, in which gloo aborts in 2 of 60 runs.
+
+    wait: for what others asked for at the end, such as trackers that still send.
+    """
+    if wait:
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(status)
 
