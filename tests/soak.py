@@ -141,10 +141,10 @@ class Soak:
         run.before = run.last_step
         detail = FAULTS[name](run)
         self.times[name] += bool(detail)
-        if run.process.poll() is None:
+        ended, became = run.process.poll() is not None, "goes on"
+        if not ended:
             run.wait_for_progress()
-            became = "goes on"
-        else:
+        if ended or run.process.poll() == 1:
             run.check_what_was_said()
             became = f"-> {run.start()}"
         if detail:

@@ -192,9 +192,17 @@ class Run:
             self.wait_until(lambda: re.search(r"^step \d", self.text(), re.M), "its first step")
 
     def wait_for_progress(self) -> None:
+        """Or for its end, which has status 1 where the last save met a full disk."""
         step = self.last_step
-        with contextlib.suppress(Finished):
+        try:
             self.wait_until(lambda: self.last_step != step, "the next step")
+        except Finished:
+            pass
+        except Lost:
+            text = self.text()
+            if self.process.poll() != 1 or "the last checkpoint is not on the disk" not in text:
+                raise
+            self.best_is_lost |= "best.pt cannot be written" in text
 
     def wait_for_end(self) -> None:
         """Lost unless it reaches its last step."""
