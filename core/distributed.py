@@ -108,9 +108,9 @@ def local_rank_first() -> Iterator[None]:
 
 
 def model_builder(s: dict, device: torch.device, dtype: torch.dtype) -> Callable:
-    """A function that is handed one that makes a model, and gives the model on its device.
+    """The function build(make): what make() returns, a model, put on its device.
 
-    s: train.py's settings. dtype: of matrix products. Several processes may share the model.
+    Several processes may each get a shard of it. s: train.py's settings. dtype: of matrix products.
     """
     if WORLD_SIZE == 1 and not s["activation_checkpointing"]:
         return lambda make: make().to(device)
@@ -120,8 +120,7 @@ def model_builder(s: dict, device: torch.device, dtype: torch.dtype) -> Callable
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel around the model if there are other ranks, else the model itself, as
-    one that is sharded already."""
+    """DDP around the model, if there are other ranks and FSDP does not share it already."""
     if WORLD_SIZE == 1 or is_sharded(model):
         return model
     constants = [name for name, _ in model.named_buffers()]  # every rank has computed them

@@ -1,6 +1,7 @@
 """FSDP2 around a model: each process holds a shard of every parameter, along its first dimension.
 
-https://arxiv.org/abs/2304.11277; https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+https://arxiv.org/abs/2304.11277
+https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
 from collections.abc import Callable
