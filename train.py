@@ -172,7 +172,7 @@ def evaluate() -> dict[str, float]:
     return figures | data.per_token_and_byte(val_loss) if eval_only else figures
 
 
-def save(path: str, step: int) -> bool:
+def save(step: int, is_best: bool = False) -> bool:
     """Of all ranks, what resuming and sampling need, after `step` steps; whether it was written."""
     state = checkpoint.model_state(model) | {
         "model_args": vars(model.config),
@@ -185,7 +185,7 @@ def save(path: str, step: int) -> bool:
         "config": settings,
         "data": data.fingerprints,
     }
-    return run_log.save(distributed.whole(state), path)
+    return run_log.save(distributed.whole(state), latest, also=best if is_best else "")
 
 
 # ---- the loop ------------------------------------------------------------------------------------
@@ -202,11 +202,10 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
                 is_best = step > 0 and figures["val_loss"] < best_val_loss  # of what was trained
                 last_best = best_val_loss
                 best_val_loss = figures["val_loss"] if is_best else last_best
-                is_due = step > start_step and (is_best or always_save_checkpoint)
-                if not eval_only and is_best and not save(best, step):  # a kill here repeats both
-                    best_val_loss = last_best
-                if not eval_only and (is_due or is_last):
-                    is_saved = save(latest, step)
+                is_new = step > start_step and always_save_checkpoint
+                if not eval_only and (is_new or is_best or is_last):
+                    is_saved = save(step, is_best)  # a kill before it repeats the evaluation
+                    best_val_loss = best_val_loss if is_saved else last_best
     if is_last or any_rank(bool(caught)):
         break
 
@@ -240,7 +239,7 @@ if start_step > max_iters and not eval_only:
     print0(f"nothing to do: {start_step} steps are done, more than --max_iters={max_iters}")
 elif any_rank(bool(caught)):
     if not eval_only and step > start_step:
-        is_saved = save(latest, step)
+        is_saved = save(step)
     what = "--init_from=resume continues" if os.path.exists(latest) else "nothing is saved yet"
     print0(f"stopped after {step} steps; {what}")
 elif run_log.writes and is_saved:

@@ -29,15 +29,15 @@ DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("
 DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}, "lora": {}}
 
 
-def save(state: dict, path: str) -> None:
+def save(state: dict, path: str, also: str = "") -> None:
     """Replace a checkpoint: a reader sees old or new, whole. The old ckpt.pt stays as ckpt.prev.pt.
 
-    Signals wait until it is written. UserError if it cannot be.
+    also: a second name for it. Signals wait until it is written. UserError if it cannot be.
     """
     folder, name = os.path.split(path)
     previous = os.path.join(folder, PREVIOUS) if name == LATEST else ""
     try:
-        with signals_wait(), replacing(path, keep_as=previous) as file:
+        with signals_wait(), replacing(path, also=also, keep_as=previous) as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         # torch makes a RuntimeError of a full disk

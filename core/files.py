@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,11 +14,13 @@ from core import UserError
 
 
 @contextmanager
-def replacing(path: str, mode: str = "wb", keep_as: str = "", **options) -> Iterator[IO]:
+def replacing(
+    path: str, mode: str = "wb", also: str = "", keep_as: str = "", **options
+) -> Iterator[IO]:
     """A new file to write to, which takes the place of `path` at the end of the block.
 
     It is on the disk before it is renamed; after an error nothing is left of it.
-    keep_as: the name that the replaced file then has; by default it is gone.
+    also: a second name for the new file. keep_as: the name that the replaced file then has.
     """
     temporary = f"{path}.tmp"
     with suppress(FileNotFoundError):  # of a process that was killed
@@ -28,19 +31,32 @@ def replacing(path: str, mode: str = "wb", keep_as: str = "", **options) -> Iter
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if also:
+            add_name(temporary, also)
         if keep_as and os.path.exists(path):
-            with suppress(FileNotFoundError):
-                os.remove(keep_as)
-            try:
-                os.link(path, keep_as)  # a second name, so that `path` is there at any moment
-            except OSError:  # a file system without links
-                os.replace(path, keep_as)
+            add_name(path, keep_as)
         os.replace(temporary, path)
         sync_folder(os.path.dirname(path))
     except BaseException:
         with suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def add_name(path: str, name: str) -> None:
+    """Let `name` be another name of the file `path`, or a copy; a file of that name is replaced."""
+    temporary = f"{name}.tmp"
+    if os.path.exists(name) and os.path.samefile(path, name):  # renaming would do nothing
+        return
+    with suppress(FileNotFoundError):  # of a process that was killed
+        os.remove(temporary)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        with open(path, "rb") as file, replacing(name) as copy:
+            shutil.copyfileobj(file, copy)
+    else:
+        os.replace(temporary, name)
 
 
 def sync_folder(path: str) -> None:

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -184,9 +185,10 @@ class RunLog:
             return False
         return True
 
-    def save(self, state: dict, path: str) -> bool:
+    def save(self, state: dict, path: str, also: str) -> bool:
         """Whether a checkpoint is written, by the rank that writes; all ranks ask, and agree."""
-        return not any_rank(self.writes and not self.attempt(lambda: checkpoint.save(state, path)))
+        write = partial(checkpoint.save, state, path, also)
+        return not any_rank(self.writes and not self.attempt(write))
 
     def write(self, record: dict) -> None:
         # JSON has no NaN and no infinity

@@ -30,7 +30,7 @@ def check_outputs(settings: dict) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
         lock(folder)
-        for name in (LATEST, BEST, "log.jsonl"):
+        for name in (LATEST, PREVIOUS, BEST, "log.jsonl"):
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(folder, f"{name}.tmp"))  # of a run that was killed
     except OSError as error:

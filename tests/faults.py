@@ -49,8 +49,7 @@ def wait_for_moment(run: Run) -> str:
         run.wait_until(lambda: run.last_step % 20 == 0, "an evaluation")
         time.sleep(rng.uniform(0, 0.01))
     if where == "save":
-        names = {"ckpt.pt.tmp", "best.pt.tmp"}
-        run.wait_until(lambda: run.out.exists() and names & set(os.listdir(run.out)), "a save")
+        run.wait_until((run.out / "ckpt.pt.tmp").exists, "a save")
         time.sleep(rng.choice([0, rng.uniform(0, 0.005)]))
     run.before = run.last_step
     return f"at a random {where}" if where != "start" else "at the start"
@@ -163,7 +162,7 @@ def end_on_full_disk(run: Run, what: str) -> str:
     run.stop(run.rng.choice([signal.SIGKILL, signal.SIGTERM]))
     if run.process.poll() == 0:
         raise Finished
-    if "best.pt cannot be written" in run.text() or not run.text():
+    if "ckpt.pt cannot be written" in run.text() or not run.text():
         run.best_is_lost = True
     return what
 
@@ -205,8 +204,9 @@ def end_and_damage(run: Run, damage, what: str) -> str:
     path = file_to_damage(run)
     if path is None:
         return ""
+    best = run.out / "best.pt"  # often another name of the same file
+    run.best_is_lost |= best.exists() and path.samefile(best)
     damage(path)
-    run.best_is_lost |= path.name == "best.pt"
     run.floor = run.step_on_disk()
     return f"{what} {path.name}"
 
@@ -254,7 +254,7 @@ def leftover(run: Run) -> str:
     """Temporary files, such as a kill leaves behind."""
     wait_for_moment(run)
     run.stop()
-    name = run.rng.choice(["ckpt.pt.tmp", "best.pt.tmp", "log.jsonl.tmp"])
+    name = run.rng.choice(["ckpt.pt.tmp", "ckpt.prev.pt.tmp", "best.pt.tmp", "log.jsonl.tmp"])
     run.out.mkdir(parents=True, exist_ok=True)
     (run.out / name).write_bytes(b"half a file")
     return name

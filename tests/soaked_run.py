@@ -202,7 +202,7 @@ class Run:
             text = self.text()
             if self.process.poll() != 1 or "the last checkpoint is not on the disk" not in text:
                 raise
-            self.best_is_lost |= "best.pt cannot be written" in text
+            self.best_is_lost |= "ckpt.pt cannot be written" in text
 
     def wait_for_end(self) -> None:
         """Lost unless it reaches its last step."""
@@ -236,7 +236,7 @@ class Run:
 
     def check_what_was_said(self) -> None:
         text = self.text()
-        if "best.pt cannot be written" in text:
+        if "ckpt.pt cannot be written" in text:
             self.best_is_lost = True
         if "Traceback" in text and (self.processes == 1 or 'train.py", line' in text):
             raise Lost("a traceback")

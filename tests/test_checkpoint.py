@@ -61,6 +61,49 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.load(path)["step"] == 1 and os.listdir(tmp_path) == ["ckpt.pt"]
 
 
+def test_the_best_and_the_latest_are_one_file_without_links_two(tmp_path, monkeypatch):
+    names = ("ckpt.pt", "best.pt", "ckpt.prev.pt")
+    paths = [str(tmp_path / name) for name in names]
+    latest, best = paths[:2]
+
+    def steps() -> list[int]:
+        return [checkpoint.load(path)["step"] for path in paths]
+
+    def no_links(*_):
+        raise OSError(95, "Operation not supported")
+
+    state = {"model": {}, "model_args": ARGS, "tokenizer": None}
+    checkpoint.save({**state, "step": 1}, latest, also=best)
+    assert os.path.samefile(latest, best)
+    checkpoint.save({**state, "step": 2}, latest)
+    assert steps() == [2, 1, 1]
+    monkeypatch.setattr(os, "link", no_links)
+    checkpoint.save({**state, "step": 3}, latest, also=best)
+    assert steps() == [3, 3, 2] and not os.path.samefile(latest, best)
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
+def test_the_latest_checkpoint_is_there_at_any_moment_of_a_save(tmp_path, monkeypatch):
+    latest, best = str(tmp_path / "ckpt.pt"), str(tmp_path / "best.pt")
+    state = {"model": {}, "model_args": ARGS, "tokenizer": None}
+    checkpoint.save({**state, "step": 0}, latest, also=best)
+    calls = []
+
+    def watched(function):
+        def call(*arguments, **options):
+            for path in (latest, best):
+                assert checkpoint.load(path)["step"] in (0, 1)
+            calls.append(function)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("link", "replace", "remove"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    checkpoint.save({**state, "step": 1}, latest, also=best)
+    assert len(calls) >= 5
+
+
 class Evil:
     def __reduce__(self):
         return (os.mkdir, ("evil",))
