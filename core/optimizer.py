@@ -138,48 +138,55 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         assert closure is None, "Muon does not evaluate the loss again"
-        params, updates, stacked, lrs = [], [], [], []
+        params, directions = [], []
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
-            if not trained:
-                continue
-            for p in trained:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            params += trained
-            grads = [local(p.grad) for p in trained]
-            moments = [local(self.state[p]["momentum_buffer"]) for p in trained]
-            torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
-            updates += torch._foreach_lerp(grads, moments, group["momentum"])  # Nesterov
-            if group["weight_decay"]:
-                decayed = [local(p) for p in trained]
-                torch._foreach_mul_(decayed, 1 - group["lr"] * group["weight_decay"])
-            stacked += [group["stacked"]] * len(trained)
-            lrs += [group["lr"]] * len(trained)
+            if trained:
+                params += [(p, group) for p in trained]
+                directions += self.directions(trained, group)
         if not params:
             return
         by_rate = defaultdict(list)
-        for i, update in enumerate(self.orthogonalized(params, updates, stacked)):
-            rows, cols = params[i].size(-2) // stacked[i], params[i].size(-1)
+        updates = self.orthogonalized(params, directions)
+        for (p, group), update in zip(params, updates, strict=True):
+            rows, cols = p.size(-2) // group["stacked"], p.size(-1)
             scale = max(1.0, rows / cols) ** 0.5  # equal change of the output for every shape
-            by_rate[-lrs[i] * scale].append((local(params[i]), update.to(params[i].dtype)))
+            by_rate[-group["lr"] * scale].append((local(p), update.to(p.dtype)))
         for rate, pairs in by_rate.items():
             matrices, changes = zip(*pairs, strict=True)
             torch._foreach_add_(list(matrices), list(changes), alpha=rate)
 
-    def orthogonalized(self, params: list, updates: list, stacked: list[int]) -> list[Tensor]:
-        """What orthogonalize makes of each update; of several ranks each does its part of them."""
-        mine, shared = dict(enumerate(updates)), None
+    def directions(self, params: list, group: dict) -> tuple[Tensor, ...]:
+        """Nesterov's momentum of each gradient; the weights decay on the way."""
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        grads = [local(p.grad) for p in params]
+        moments = [local(self.state[p]["momentum_buffer"]) for p in params]
+        torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
+        if group["weight_decay"]:
+            decay = group["lr"] * group["weight_decay"]
+            torch._foreach_mul_([local(p) for p in params], 1 - decay)
+        return torch._foreach_lerp(grads, moments, group["momentum"])
+
+    def orthogonalized(self, params: list, directions: list) -> list[Tensor]:
+        """orthogonalize of each direction; of several ranks each does its part of them.
+
+        params: (parameter, its group) of each.
+        """
+        mine, shared = dict(enumerate(directions)), None
         if WORLD_SIZE > 1:
             from core.shared_work import SharedWork  # only now, since one process does it all
 
-            shared = SharedWork(params)
-            mine = shared.collect(updates)
-        stacks = [u.view(-1, u.size(-2) // stacked[i], u.size(-1)) for i, u in mine.items()]
+            shared = SharedWork([p for p, _ in params])
+            mine = shared.collect(directions)
+        stacks = []
+        for i, G in mine.items():
+            stacks.append(G.view(-1, G.size(-2) // params[i][1]["stacked"], G.size(-1)))
         results = dict(zip(mine, orthogonalize_all(stacks, self.dtype), strict=True))
         if shared is not None:
-            return shared.hand_out(results, self.dtype, local(params[0]).device)
-        return [results[i].view_as(update) for i, update in mine.items()]
+            return shared.hand_out(results, self.dtype, local(params[0][0]).device)
+        return [results[i].view_as(G) for i, G in mine.items()]
 
 
 def orthogonalize_all(stacks: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
