@@ -127,7 +127,7 @@ flops = model.flops_per_token() * steps_left * batch * data.T / WORLD_SIZE
 compiled = should_compile(compile, device, flops)
 facts = opening_report(settings, model, data, optimizers, start_step, matmul_dtype, compiled)
 multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
-x, y = data.batch("train", start_step, multiple)
+x, y, num_targets = data.batch("train", start_step, multiple)
 net = distributed.parallel(model)  # under torchrun, DDP around the model, unless it is sharded
 if compiled:
     compile_model(net, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
@@ -212,7 +212,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     factor = lr_factor_of(step)
     set_lr(optimizers, factor)
     torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
-    num_targets, total_loss = data.num_targets(step), torch.zeros((), device=device)
+    total_loss = torch.zeros((), device=device)
     micro_batches = list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))
     for i, (xs, ys) in enumerate(micro_batches, start=1):
         net.require_backward_grad_sync = i == len(micro_batches)  # DDP: ranks meet once per step
@@ -223,7 +223,7 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     for o in optimizers.values():
         scaler.unscale_(o)
     grad_norm = clip_grad_norm(model, grad_clip or math.inf)
-    x, y = data.batch("train", step + 1, multiple)  # copied to a GPU while it computes
+    x, y, num_targets = data.batch("train", step + 1, multiple)  # copied while a GPU computes
     if grad_norm.isfinite():  # all optimizers step or none; fp16 overflows now and then
         for o in optimizers.values():
             scaler.step(o)

@@ -70,15 +70,13 @@ class Batches:
         """The same in full batches: `step`, unless the batch grows."""
         return self.sequences_before(step) / self.batch_size
 
-    def batch(self, split: str, step: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """This rank's sequences of the global batch of `step` (from 0): x, y (B, T) int64.
+    def batch(self, split: str, step: int, multiple: int = 1) -> tuple[Tensor, Tensor, float]:
+        """This rank's sequences of the global batch of `step` (from 0): x, y (B, T) int64; and
+        the targets of the whole global batch that are not ignored, at least 1.
 
-        B is a multiple of `multiple`, the same on every rank: ignored sequences pad it.
+        B is a multiple of `multiple`, the same on every rank: ignored sequences pad it. The targets
+        are counted on the CPU: to read a number from a GPU is to wait for all its work.
         """
-        x, y = self.sequences(split, step, multiple)
-        return self.to_device(x), self.to_device(y)
-
-    def sequences(self, split: str, step: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
         first, last = self.sequences_before(step), self.sequences_before(step + 1)
         begin = first + (last - first) * self.rank // self.world_size
         most = -(-(last - first) // self.world_size)  # FSDP's ranks need as many micro-batches
@@ -87,17 +85,8 @@ class Batches:
         padding = -(-most // multiple) * multiple - count
         x, y = self.splits[split].sequences(np.pad(starts, (0, padding)), self.T)
         y[count:] = -1
-        return x, y
-
-    def num_targets(self, step: int) -> float:
-        """The targets of the whole global batch of `step` that are not ignored, at least 1.
-
-        They are counted on the CPU: to read a number from a GPU is to wait for all its work.
-        """
-        if self.masked:
-            _, y = self.sequences("train", step)
-            return max(1.0, all_reduce_sum((y >= 0).sum())[0])
-        return (self.sequences_before(step + 1) - self.sequences_before(step)) * self.T
+        targets = all_reduce_sum((y >= 0).sum())[0] if self.masked else (last - first) * self.T
+        return self.to_device(x), self.to_device(y), max(1.0, targets)
 
     def per_token_and_byte(self, val_loss: float) -> dict[str, float]:
         """The validation loss as perplexity, and in bits per byte if the text's length is known."""

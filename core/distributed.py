@@ -81,8 +81,8 @@ def print0(text: str, wrap: bool = True) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def all_reduce_sum(*values: torch.Tensor) -> list[float]:
-    """The sums of scalars over all ranks."""
+def all_reduce_sum(*values) -> list[float]:
+    """The sums of scalars over all ranks; values: of torch or numpy."""
     total = torch.tensor([value.item() for value in values], dtype=torch.float64)
     if WORLD_SIZE > 1:
         dist.all_reduce(total)

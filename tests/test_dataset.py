@@ -46,8 +46,8 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     assert json.load(open(tmp_path / "meta.json"))["dtype"] == "uint32"
     data = open_data(str(tmp_path))
     batches = [data.batch("train", step) for step in range(1000)]  # almost an epoch
-    assert all(torch.equal(x + 1, y) for x, y in batches)
-    assert max(y.max() for _, y in batches) > 65535
+    assert all(torch.equal(x + 1, y) for x, y, _ in batches)
+    assert max(y.max() for _, y, _ in batches) > 65535
 
 
 def test_a_folder_of_nanogpt_is_valid_as_it_is(tmp_path):
@@ -55,7 +55,7 @@ def test_a_folder_of_nanogpt_is_valid_as_it_is(tmp_path):
         np.arange(50257).astype(np.uint16).tofile(tmp_path / f"{split}.bin")
     data = open_data(str(tmp_path))
     assert data.tokenizer.kind == "gpt2" and data.tokenizer.vocab_size == 50257
-    x, y = data.batch("train", 0)
+    x, y, _ = data.batch("train", 0)
     assert torch.equal(x + 1, y)
 
 
@@ -66,7 +66,7 @@ def test_unk_is_never_a_target(tmp_path):
         writer.append("train", ids)
         writer.append("val", ids, np.arange(200) % 2)
     data = open_data(str(tmp_path))
-    x, y = data.batch("train", 0)
+    x, y, _ = data.batch("train", 0)
     assert (x == 1).any() and not (y == 1).any()
     assert torch.equal((y == -1)[:, :-1], (x == 1)[:, 1:])  # all others are
     assert set(y[y >= 0].tolist()) == {2, 3, 4}

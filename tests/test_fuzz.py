@@ -118,7 +118,7 @@ def write_dataset(name: str) -> Path:
 
 def open_dataset(name: str) -> None:
     data = Batches(name, block_size=8, batch_size=2, seed=1, device="cpu")
-    x, y = data.batch("train", 3)
+    x, y, _ = data.batch("train", 3)
     assert x.shape == y.shape and x.max() < data.tokenizer.vocab_size
     for x, _ in data.evaluation("val", 4, 2):
         assert x.max() < data.tokenizer.vocab_size
