@@ -191,10 +191,10 @@ for n in map(int, processes.split(",")):
         print(ROW.format(**row).rstrip())
         if json_file:
             log.append(json_file, row)
-for strategy in STRATEGIES:
-    fits, waits = first(strategy, "memory", False), first(strategy, "network", True)
-    print(f"{strategy:6}   fits {fits} GPUs, waits for the network {waits}")
-print(f"batch    needs {MORE_TOKENS:.0%} of the tokens {first('ddp', 'batch', True)} GPUs")
-print(f"ckpt.pt  {12 * total / GB:,.1f} GB to gather on one host", end="")
+for word, limit, reached in (("fits", "memory", False), ("waits", "network", True)):
+    counts = ", ".join(f"{name} {first(name, limit, reached)}" for name in STRATEGIES)
+    print(f"{word:6} {counts} GPUs")
+print(f"batch  needs {MORE_TOKENS:.0%} of the tokens {first('ddp', 'batch', True)} GPUs")
+print(f"ckpt   {12 * total / GB:,.1f} GB to gather on one host", end="")
 print(f", {12 * total / GB / disk:,.0f} s to write", end="")
 print(f"; {4 * total * gpus_per_node / GB:,.1f} GB of each host's memory to resume")
