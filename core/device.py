@@ -122,7 +122,8 @@ def compile_model(net: nn.Module, x, y, amp, sparse: bool, deterministic: str | 
         model.cross_entropy = torch.compile(model.cross_entropy, dynamic=False)
 
     def forward_backward() -> None:
-        net.require_backward_grad_sync = False  # a rank whose compiler fails leaves none waiting
+        # a rank whose compiler fails leaves none waiting, but under FSDP, which always meets
+        net.require_backward_grad_sync = is_sharded(model)
         with amp:
             loss = net(x, y, reduction="sum", sparse=sparse)
         loss.backward()

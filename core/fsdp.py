@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
+    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -51,6 +52,8 @@ def sharded(
         if values[name] is not None:
             shard = nn.Parameter(values[name][1].to(device))
             torch.utils.swap_tensors(p, shard)
+    # which train.py sets as DDP's: replicas add up their gradients once per step
+    type(model).require_backward_grad_sync = property(None, FSDPModule.set_requires_all_reduce)
     register_fsdp_forward_method(model, "hidden")  # which the evaluation calls by itself
     return model
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -86,18 +87,32 @@ def fork_server():
         server.stdin.close()
 
 
+def torchrun_environments(processes: int, machines: int) -> list[dict[str, str]]:
+    """What torchrun sets for each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        same = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    local = processes // machines
+    same |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(local), "OMP_NUM_THREADS": "1"}
+    return [same | {"RANK": str(i), "LOCAL_RANK": str(i % local)} for i in range(processes)]
+
+
 @pytest.fixture
 def script(tmp_path, tmp_path_factory, fork_server):
     """A function that runs `python NAME ARGUMENTS` in an empty folder and checks its status.
 
     name: a script at the root, such as train.py, or a module, such as projects.chat.talk.
     A status of 2, a user's mistake, must come with one sentence; None checks nothing.
+    ranks: how many processes, and on how many machines, as torchrun would start them.
     """
     said = tmp_path_factory.mktemp("said")
 
-    def run(name: str, *arguments, status=0, timeout=300, input="", **environment: str):
+    def run(name: str, *arguments, status=0, timeout=300, input="", ranks=(1, 1), **environment):
         stdin, stdout, stderr = (said / stream for stream in ("stdin", "stdout", "stderr"))
+        for path in (stdout, stderr):
+            path.write_text("")
         stdin.write_text(input, encoding="utf-8")
+        name = str(name)
         path = ROOT / (name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
         job = {
             "module": "" if name.endswith(".py") else name,
@@ -105,6 +120,7 @@ def script(tmp_path, tmp_path_factory, fork_server):
             "cwd": str(tmp_path),
             "env": {**os.environ, **environment},
             "timeout": timeout,
+            "ranks": torchrun_environments(*ranks) if ranks[0] > 1 else [],
         }
         job |= {"stdin": str(stdin), "stdout": str(stdout), "stderr": str(stderr)}
         fork_server.stdin.write(json.dumps(job) + "\n")

@@ -2,9 +2,11 @@
 
 Reads one job per line, {"module": name or "", "argv": [...], "cwd": ..., "env": {...},
 "stdin": file, "stdout": file, "stderr": file, "timeout": seconds}, and answers with the exit
-status. It computes nothing itself, so that its forks find no threads missing.
+status. "ranks": a list of what each of several processes has in its environment too, as torchrun
+sets it. It computes nothing itself, so that its forks find no threads missing.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -23,7 +25,7 @@ def become(job: dict) -> None:
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     os.dup2(os.open(job["stdin"], os.O_RDONLY), 0)
     os.dup2(os.open(job["stdout"], flags), 1)
     os.dup2(os.open(job["stderr"], flags), 2)
@@ -37,9 +39,15 @@ def become(job: dict) -> None:
 
 
 for line in os.fdopen(os.dup(0)):  # a script's own sys.stdin is one that nobody has read
-    child = os.fork()
-    if child == 0:
-        become(json.loads(line))
-        break
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    job, children = json.loads(line), []
+    if job["ranks"]:  # FSDP and DDP would import them
+        importlib.import_module("torch.distributed.fsdp")
+        importlib.import_module("torch._dynamo")
+    for environment in job["ranks"] or [{}]:
+        child = os.fork()
+        if child == 0:
+            become({**job, "env": {**job["env"], **environment}})
+            sys.exit()
+        children.append(child)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(max(statuses, key=abs), flush=True)

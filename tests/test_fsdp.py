@@ -2,28 +2,15 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, TINY, start_torchrun
+from conftest import ROOT, TINY
 
 from core import checkpoint, log
 
-RUN = [*TINY, "--dataset=toy", "--compile=False", "--max_iters=20", "--eval_interval=10"]
-RUN += ["--gradient_accumulation_steps=8", "--ramp_iters=6", "--lr_decay_iters=20"]
+RUN = [*TINY, "--dataset=toy", "--compile=False", "--max_iters=10", "--eval_interval=5"]
+RUN += ["--gradient_accumulation_steps=8", "--ramp_iters=4", "--lr_decay_iters=10"]
 MUON = ["--optimizer=muon", "--rotary", "--smear=2", "--untied_head", "--qk_norm"]
-
-
-def processes(count: int) -> tuple[str, ...]:
-    return ("--standalone", f"--nproc_per_node={count}")
-
-
-def finish(*runs) -> None:
-    for run in runs:
-        out = run.communicate(timeout=200)[0]
-        assert run.returncode == 0, out
 
 
 def losses(folder) -> dict[tuple, float]:
@@ -33,26 +20,26 @@ def losses(folder) -> dict[tuple, float]:
     }
 
 
-def test_fsdp_has_ddps_losses_and_each_resumes_the_others_checkpoints(toy, tmp_path):
+def test_fsdp_has_ddps_losses_and_each_resumes_the_others_checkpoints(script, toy, tmp_path):
     run = [*RUN, *MUON, "--dropout=0.1"]
-    kinds = ("ddp", "fsdp")
-    finish(*(start_torchrun(tmp_path, *run, f"--out_dir={k}", f"--strategy={k}") for k in kinds))
+    for strategy in ("ddp", "fsdp"):
+        script("train.py", *run, f"--out_dir={strategy}", f"--strategy={strategy}", ranks=(2, 1))
     wanted = losses(tmp_path / "ddp")
-    assert len(wanted) == 23 and losses(tmp_path / "fsdp") == pytest.approx(wanted, abs=1e-4)
+    assert len(wanted) == 13 and losses(tmp_path / "fsdp") == pytest.approx(wanted, abs=1e-4)
     for first, second in (("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp")):
         folder = tmp_path / f"{first}-{second}"
         shutil.copytree(tmp_path / first, folder)
-        (folder / "ckpt.prev.pt").replace(folder / "ckpt.pt")  # of step 10
+        (folder / "ckpt.prev.pt").replace(folder / "ckpt.pt")  # of step 5
         options = [f"--out_dir={folder}", "--init_from=resume", f"--strategy={second}"]
-        finish(start_torchrun(tmp_path, *run, *options))
+        script("train.py", *run, *options, ranks=(2, 1))
         assert losses(folder) == pytest.approx(wanted, abs=1e-4)
     assert losses(tmp_path / "fsdp-fsdp") == losses(tmp_path / "fsdp")  # bit for bit
 
 
-def test_fsdp_has_ddps_losses_with_adamw(toy, tmp_path):
-    run, kinds = [*RUN, "--dropout=0.1"], ("ddp", "fsdp")
-    finish(*(start_torchrun(tmp_path, *run, f"--out_dir={k}", f"--strategy={k}") for k in kinds))
-    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-4)
+def test_fsdp_has_the_losses_of_one_process_with_adamw(script, toy, tmp_path):
+    script("train.py", *RUN, "--out_dir=one")
+    script("train.py", *RUN, "--out_dir=fsdp", "--strategy=fsdp", ranks=(2, 1))
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
 def test_a_checkpoint_is_one_file_for_any_number_of_processes(script, toy, tmp_path):
@@ -60,9 +47,9 @@ def test_a_checkpoint_is_one_file_for_any_number_of_processes(script, toy, tmp_p
     run = [*RUN, *MUON, "--strategy=fsdp"]
     script("train.py", *run, "--out_dir=one")
     four = [*run, "--out_dir=four"]
-    finish(start_torchrun(tmp_path, *four, "--max_iters=7", launcher=processes(4)))
+    script("train.py", *four, "--max_iters=4", ranks=(4, 1))
     script("sample.py", "--out_dir=four", "--max_new_tokens=5", "--device=cpu")
-    finish(start_torchrun(tmp_path, *four, "--max_iters=14", "--init_from=resume"))
+    script("train.py", *four, "--max_iters=7", "--init_from=resume", ranks=(2, 1))
     script("train.py", *four, "--init_from=resume")
     wanted, found = losses(tmp_path / "one"), losses(tmp_path / "four")
     assert {key: found[key] for key in wanted} == pytest.approx(wanted, abs=1e-4)
@@ -70,69 +57,35 @@ def test_a_checkpoint_is_one_file_for_any_number_of_processes(script, toy, tmp_p
     assert all(made["model"][name].shape == t.shape for name, t in one["model"].items())
 
 
-def test_two_machines_hold_a_model_each(toy, tmp_path):
+def test_two_machines_hold_a_model_each(script, toy, tmp_path):
     run = [*RUN, *MUON, "--dropout=0.1"]
-    plain = start_torchrun(tmp_path, *run, "--out_dir=ddp", launcher=processes(4))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ends = ("--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}")
-    hybrid = [*run, "--out_dir=hybrid", "--strategy=hybrid", "--activation_checkpointing"]
-    machines = [
-        start_torchrun(tmp_path, *hybrid, launcher=(*ends, f"--node_rank={rank}"))
-        for rank in range(2)
-    ]
-    finish(plain, *machines)
+    script("train.py", *run, "--out_dir=ddp", ranks=(4, 1))
+    hybrid = ["--out_dir=hybrid", "--strategy=hybrid", "--activation_checkpointing"]
+    script("train.py", *run, *hybrid, ranks=(4, 2))
     assert losses(tmp_path / "hybrid") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-4)
 
 
-MEASURE = """
-import json, os, sys
-import torch
-from core import distributed, sharding
-from core.optimizer import build_optimizers
-from model import GPT, GPTConfig
-
-distributed.init(torch.device("cpu"), "auto", 60)
-s = {"optimizer": "muon", "strategy": "fsdp", "activation_checkpointing": False, "lora_rank": 0}
-s |= {"gradient_accumulation_steps": 4, "batch_size": 4, "learning_rate": 0.01, "muon_lr": 0.01}
-s |= {"muon_momentum": 0.9, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.9}
-config = GPTConfig(65, 64, n_layer=3, n_head=2, n_embd=64)
-torch.manual_seed(0)
-whole = GPT(config)
-random = torch.get_rng_state()
-torch.manual_seed(0)
-build = distributed.model_builder(s, torch.device("cpu"), torch.float32)
-model = build(lambda: GPT(config))
-assert torch.equal(random, torch.get_rng_state())
-for (name, p), wanted in zip(model.named_parameters(), whole.parameters(), strict=True):
-    assert torch.equal(p.full_tensor(), wanted), name
-optimizers = build_optimizers(model, s, torch.float32)
-x = torch.randint(65, (4, 64))
-model(x, x).backward()
-for o in optimizers.values():
-    o.step()
-moments = [t for o in optimizers.values() for state in o.state.values() for t in state.values()]
-size = lambda tensors: sum(distributed.local(t).nbytes for t in tensors)
-measured = {"parameters": size(model.parameters()), "optimizer": size(moments)}
-measured["gradients"] = size(p.grad for p in model.parameters())
-counted = sharding.bytes_per_process(whole, s, torch.float32, 4, distributed.WORLD_SIZE)
-if distributed.RANK == 0:
-    print("FOUND", json.dumps([measured, counted]))
-distributed.leave(0)
-"""
+STEP = ["--vocab_size=65", "--block_size=64", "--n_layer=3", "--n_head=2", "--n_embd=64"]
 
 
-def test_weights_are_those_of_one_process_and_memory_falls_as_counted(tmp_path):
-    (tmp_path / "measure.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{MEASURE}"
+@pytest.mark.parametrize(
+    ("strategy", "optimizer", "ranks"),
+    [("ddp", "adamw", (2, 1)), ("fsdp", "muon", (2, 1)), ("hybrid", "adamw", (4, 2))],
+)
+def test_memory_and_traffic_are_those_that_are_counted(
+    script, tmp_path, strategy, optimizer, ranks
+):
+    measured = ROOT / "tests" / "measured_step.py"
+    found = json.loads(
+        script(measured, strategy, optimizer, *STEP, ranks=ranks).stdout.split("\n")[-2]
     )
-    command = [sys.executable, "-m", "torch.distributed.run", *processes(2)]
-    run = subprocess.run(
-        [*command, tmp_path / "measure.py"], capture_output=True, text=True, timeout=100
-    )
-    assert run.returncode == 0, run.stderr
-    found = next(line for line in run.stdout.splitlines() if line.startswith("FOUND"))
-    measured, counted = json.loads(found.removeprefix("FOUND"))
-    for name, size in measured.items():
-        assert size == pytest.approx(counted[name], rel=0.1), name
+    for name, size in found["kept"].items():
+        assert size == pytest.approx(found["counted"][name], rel=0.1), name
+    # each process has two micro-batches of one sequence
+    gpus = [f"--processes={ranks[0]}", f"--gpus_per_node={ranks[0] // ranks[1]}"]
+    batch = ["--batch_size=1", f"--gradient_accumulation_steps={2 * ranks[0]}"]
+    options = [*STEP, *gpus, *batch, f"--optimizer={optimizer}", "--json_file=rows.jsonl"]
+    script("tools.scaling", *options)
+    row = next(row for row in log.read(f"{tmp_path}/rows.jsonl") if row["strategy"] == strategy)
+    assert row["sent_gb"] * 1e9 == pytest.approx(found["sent"], rel=1e-6)
+    assert row["gib"] * 2**30 == pytest.approx(sum(found["counted"].values()))
