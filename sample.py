@@ -1,8 +1,10 @@
 """Prompt a checkpoint.
 
-python sample.py --start="First Citizen:"
-python sample.py --out_dir=out/shakespeare_char --temperature=0
-python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
+    python sample.py --start="First Citizen:"
+    python sample.py --out_dir=out/shakespeare_char --temperature=0
+    python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
+
+Without --out_dir and --init_from it is the newest run under out/.
 """
 
 import os

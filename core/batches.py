@@ -56,9 +56,10 @@ class Batches:
         self.has_answers = self.masked and self.row_length is not None
         shortest = min(self.splits.values(), key=lambda split: split.length)
         if shortest.length <= self.T:
+            hint = f"--block_size={shortest.length - 1} or less, or " if shortest.length > 1 else ""
             raise UserError(
                 f"{shortest.path} has {shortest.length} tokens, fewer than one sequence of "
-                f"{self.T + 1}: use --block_size={shortest.length - 1} or less, or a longer text."
+                f"{self.T + 1}: use {hint}a longer text."
             )
 
     def sequences_before(self, step: int) -> int:

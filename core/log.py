@@ -104,7 +104,8 @@ def opening_report(s: dict, model, data, optimizers: dict, step: int, dtype, com
         modules = sorted({name.split(".")[-2] for name in names[kind]})
         print0(f"{kind:<8} {len(names[kind])} tensors: {', '.join(modules)}")
     print0(f"batch    {batch * data.T:,} tokens per step: {batch} sequences of {data.T} tokens")
-    print0(f"run      {s['out_dir']}: steps {step} to {s['max_iters']}")
+    run = f"{s['out_dir']}: steps {step} to {s['max_iters']}"
+    print0(f"run      {'one evaluation, nothing is saved' if s['eval_only'] else run}")
     for warning in warnings_about(s):
         print0(f"warning  {warning}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}

@@ -1,6 +1,7 @@
 """AdamW and Muon, which parameter goes to which, and learning-rate schedules."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -20,10 +21,12 @@ def select_trainable(model: nn.Module, patterns: str) -> None:
     """
     if patterns:
         model.requires_grad_(False)
+    named = list(model.named_parameters(remove_duplicate=False))  # tied ones have two names
     for pattern in filter(None, patterns.split(",")):
-        matching = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
+        matching = [p for name, p in named if fnmatchcase(name, pattern)]
         if not matching:
-            names = ", ".join(name for name, _ in model.named_parameters())
+            kinds = dict.fromkeys(re.sub("[.][0-9]+[.]", ".*.", name) for name, _ in named)
+            names = ", ".join(kinds)
             raise UserError(f"train_only={pattern}: no parameter is named so; there are {names}.")
         for p in matching:
             p.requires_grad_(True)

@@ -76,6 +76,8 @@ def wrong_encoding(path: str, used: str, encoding: str | None, error: UnicodeErr
     number, bad_byte, sample = first_bad_line(path, used)
     likely = likely_encoding(sample)
     where = f"{path}, line {number}, is not {used.upper()} ({error.reason}, byte {bad_byte:#x})"
+    if likely == BINARY:
+        return UserError(f"{where}, and has zero bytes, as no text has; it is binary.")
     if likely == used:
         return UserError(f"{where}, though the rest looks like it: correct that line.")
     if encoding:
@@ -85,21 +87,27 @@ def wrong_encoding(path: str, used: str, encoding: str | None, error: UnicodeErr
 
 
 def first_bad_line(path: str, encoding: str) -> tuple[int, int, bytes]:
-    """The number of the first line in another encoding, its wrong byte, and what begins there."""
+    """The number of the first line in another encoding, its wrong byte, and what tells which one:
+    the last lines before that have more than ASCII, the line, and what follows."""
+    before = b""
     with unpacked(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode(encoding)
             except UnicodeDecodeError as error:
-                return number, line[error.start], line + file.read(2**16)
+                return number, line[error.start], before + line + file.read(2**16)
+            if not line.isascii():
+                before = (before + line)[-(2**12) :]
     raise AssertionError(f"every line of {path} is {encoding}")
 
 
 def likely_encoding(sample: bytes) -> str:
-    """A guess at the encoding of bytes with text in them, by what is left of those beyond ASCII."""
+    """A guess at the encoding of bytes, by what is left of those beyond ASCII; or BINARY."""
     for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every other byte is a zero
         if sample[first::2].count(0) > len(sample) / 8 and not sample[1 - first :: 2].count(0):
             return name
+    if b"\0" in sample:
+        return BINARY
     beyond_ascii = max(1, count_beyond_ascii(sample))
     if count_beyond_ascii(sample.decode("utf-8", "ignore").encode()) > 0.9 * beyond_ascii:
         return "utf-8"
@@ -118,7 +126,7 @@ def begins_badly(path: str, encoding: str | None = None) -> str:
         start = file.read(4096)
     used = encoding_of(start, encoding)
     likely = likely_encoding(start)
-    if b"\0" in start and "utf-16" not in used and "utf-16" not in likely:
+    if likely == BINARY and "utf-16" not in used:
         return BINARY
     try:
         text = codecs.getincrementaldecoder(used)().decode(start)  # the end may cut a character

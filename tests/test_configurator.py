@@ -58,6 +58,14 @@ def test_a_tilde_is_the_home_folder_except_in_what_a_model_reads(settings, scrip
     assert "--start=~/x " in script("sample.py", "--start=~/x", "--help").stdout
 
 
+def test_help_has_each_command_of_the_docstring_on_its_own_line(script):
+    for name in ("sample.py", "train.py", "tools.plot"):
+        path = ROOT / (name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
+        lines = [line for line in path.read_text().splitlines() if line.startswith("    python ")]
+        said = script(name, "--help").stdout.splitlines()
+        assert lines and all(line.replace("\\\\", "\\") in said for line in lines), name
+
+
 def test_later_wins_and_a_config_file_sees_what_is_set(settings, tmp_path):
     config = tmp_path / "c.py"
     config.write_text("import time\nsteps = 7\n_half = steps / 14\nrate = _half + batch_size\n")

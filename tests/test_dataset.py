@@ -189,6 +189,8 @@ def test_missing_and_short_data_are_one_sentence(numbers):
     folder = numbers(train=20)
     with pytest.raises(UserError, match="20 tokens, fewer than one sequence of 33"):
         open_data(folder, T=32)
+    with pytest.raises(UserError, match="1 tokens, fewer than one sequence of 3: use a longer"):
+        open_data(numbers(train=1), T=2)
     os.remove(f"{folder}/val.bin")
     with pytest.raises(FileNotFoundError, match=r"val\.bin"):
         open_data(folder)

@@ -187,7 +187,16 @@ def test_lambada_as_transformers_scores_it(bpe, script, tmp_path, phrase):
     assert float(said.split()[-1]) == pytest.approx(math.exp(-log_probability / 36), rel=1e-3)
 
 
-@pytest.mark.parametrize("line", ['{"ctx": "no endings"}', "[1, 2]", "no JSON"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"ctx": "no endings"}', "[1, 2]", "no JSON"),
+        '{"ctx": "a", "endings": ["b", "c"], "label": 2}',
+        '{"ctx": "a", "endings": ["b", "c"], "label": -1}',
+        '{"ctx": "a", "endings": [], "label": 0}',
+        '{"ctx": "a", "endings": "bcde", "label": 0}',
+    ],
+)
 def test_a_bad_example_is_one_sentence(script, tmp_path, line):
     save_theirs(tmp_path / "hf")
     (tmp_path / "h.jsonl").write_text(f"\n{line}\n")

@@ -136,8 +136,19 @@ def test_exactly_the_parameters_that_match_are_trained():
     select_trainable(model, "")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
     assert all(p.requires_grad for p in gpt().parameters())
-    with pytest.raises(UserError, match="no parameter is named so"):
+    with pytest.raises(
+        UserError, match=r"so; there are transformer.wte.weight, .*\.h\.\*\.ln_1"
+    ) as it:
         select_trainable(model, "transformer.h.7.*")
+    assert str(it.value).count("ln_1.weight") == 1  # a kind for all layers
+
+
+def test_a_tied_head_is_trained_by_either_of_its_names():
+    for pattern in ("lm_head.*", "transformer.wte.*"):
+        model = GPT(GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=1, n_embd=8))
+        select_trainable(model, pattern)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert trained == {"transformer.wte.weight"}
 
 
 def test_muon_takes_query_key_and_value_apart():

@@ -52,3 +52,13 @@ def test_mistakes_are_one_sentence(script):
     assert "name the folders" in script("tools.plot", status=2).stderr
     assert "nothing to draw" in script("tools.plot", "out/nowhere", status=2).stderr
     assert "smooth=1.0" in script("tools.plot", "out/one", "--smooth=1", status=2).stderr
+
+
+def test_what_is_no_figure_in_a_log_is_left_out(script, tmp_path):
+    losses = [{"step": s, "loss": 3.0, "ms": 1.0, "tokens": s} for s in (1, 2)]
+    evaluations = [{"step": 2, "val_loss": 2.5}, {"step": 3, "val_loss": None}]
+    evaluations.append({"step": 4, "val_loss": 2.0, "val_accuracy": None})  # json has no NaN
+    for record in [*losses, {"step": 3, "loss": None}, {"step": 4, "loss": 9.0}, *evaluations]:
+        log.append(f"{tmp_path}/out/odd/log.jsonl", record)
+    script("tools.plot", "out/odd", "--png=odd.svg")
+    assert "<!-- out/odd: 2.0000 -->" in (tmp_path / "odd.svg").read_text(encoding="utf-8")

@@ -173,6 +173,8 @@ def test_training_on_it(bpe, script, tmp_path):
         ("a.txt", b"", "0 characters"),
         ("a.txt", b"x", "1 characters"),
         ("a.txt", b"text\0binary" * 100, "binary"),
+        ("a.pdf", b"%PDF-1.4\n%\xac\xdc\n" + b"\0\x90x" * 50, "as no text has; it is binary."),
+        ("a.txt", "Größe\nok\n".encode() * 9 + b"\xc3", "though the rest looks like it"),
         ("a.txt", "你好".encode("gb18030") * 50, "line 1, is not UTF-8"),
         ("a.txt", b"long enough \n" * 200_000 + b"\xff", "line 200001, is not UTF-8"),
         ("a.txt", b"long enough \n" * 200_000 + b"\0", "binary"),

@@ -325,6 +325,7 @@ def test_eval_only_evaluates_whatever_max_iters_says(script, toy, tmp_path):
 
 def test_eval_only_writes_nothing(script, toy, tmp_path):
     result = script("train.py", *RUN, "--eval_only", "--out_dir=run")
+    assert "run      one evaluation, nothing is saved" in result.stdout
     assert re.search(r"step 0: train_loss \d\.\d+, val_loss \d\.\d+", result.stdout)
     assert not (tmp_path / "run").exists()
 

@@ -82,7 +82,10 @@ def read_example(line: str) -> tuple[str, list[str], int]:
     else:
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
         context, endings = clean(context), [clean(ending) for ending in row["endings"]]
-    return context, [f" {ending}" for ending in endings], int(row["label"])
+    label = int(row["label"])
+    if not isinstance(endings, list) or not 0 <= label < len(endings):
+        raise ValueError(f"label {label} is none of its endings")
+    return context, [f" {ending}" for ending in endings], label
 
 
 examples = []

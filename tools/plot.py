@@ -59,15 +59,20 @@ def position_of(step: int, position: dict[int, float]) -> float:
     return position[before] + fraction * (position[after] - position[before])
 
 
+def have_numbers(records: list[dict], *names: str) -> list[dict]:
+    """The records with a number by each of these names: a loss of NaN is null."""
+    return [r for r in records if all(isinstance(r.get(name), int | float) for name in names)]
+
+
 drawn = []
 for folder in runs:
     records = log.read(os.path.join(folder, "log.jsonl"))
-    training = [r for r in records if r.get("loss") is not None]  # null: NaN
-    evaluations = [r for r in records if "val_loss" in r]
+    training = have_numbers(records, "step", "loss", "ms", "tokens")
+    evaluations = have_numbers(records, "step", "val_loss")
     if not training and not evaluations:
         raise UserError(f"{folder}/log.jsonl has nothing to draw: name the folder of a run.")
     drawn.append((os.path.normpath(folder), training, evaluations))
-with_accuracy = any("val_accuracy" in r for _, _, evals in drawn for r in evals)
+with_accuracy = any(have_numbers(evals, "val_accuracy") for _, _, evals in drawn)
 rows = 2 if with_accuracy else 1
 figure, axes = pyplot.subplots(
     rows, 1, figsize=(8, 4.5 if rows == 1 else 6.5), sharex=True, squeeze=False, dpi=110
@@ -86,8 +91,8 @@ for number, (folder, training, evaluations) in enumerate(drawn):
     axes[0, 0].plot(where, losses, "o:", color=color, markersize=5, linewidth=1, label=label)
     both = list(zip(train + where, smoothed + losses, strict=True))
     in_view += [loss for at_x, loss in both if at_x >= max(train + where) / 20]
-    pairs = zip(where, evaluations, strict=True)
-    accuracy = [(at, r["val_accuracy"]) for at, r in pairs if "val_accuracy" in r]
+    examples = have_numbers(evaluations, "val_accuracy")
+    accuracy = [(position_of(r["step"], position), r["val_accuracy"]) for r in examples]
     if accuracy:
         axes[1, 0].plot(*zip(*accuracy, strict=True), "o:", color=color, markersize=5, linewidth=1)
 units = {"step": "steps", "tokens": "tokens", "time": "seconds of training"}
