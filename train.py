@@ -110,7 +110,7 @@ build = distributed.model_builder(settings, device, matmul_dtype)
 model, resumed = checkpoint.start_model(
     GPT, config, init_from, out_dir, tokenizer, lora_rank, build
 )
-select_trainable(model, train_only)
+select_trainable(model, train_only, matmul_dtype)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
 data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
 optimizers = build_optimizers(model, settings, matmul_dtype)

@@ -1,8 +1,8 @@
-"""Hugging Face's hub: a model's files, or its tokenizer's, in the cache that other tools share."""
+"""Hugging Face's hub: files of a model, of PEFT's adapters or a tokenizer, in its own cache."""
 
 import os
 
-from core import UserError
+from core import UserError, peft
 from core.gpt2 import RELEASED, REPOSITORIES, is_hub_id
 from core.hf_folder import TOKENIZER, read_json, read_tokenizer, read_tokenizer_json
 
@@ -12,7 +12,7 @@ WEIGHTS += ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def download(source: str, with_weights: bool = True) -> str:
-    """The folder, in the hub's own cache, of a model's files, or of its tokenizer's alone.
+    """The folder, in the hub's cache, of a model's or adapters' files, or of a tokenizer's alone.
 
     What is there is not asked for: it does not change, and a network may be slow to fail.
     """
@@ -22,16 +22,17 @@ def download(source: str, with_weights: bool = True) -> str:
 
     repository = REPOSITORIES.get(source, source)
     try:
-        names = ("config.json",) if with_weights else ("config.json", "tokenizer.json")
+        names = ("config.json", peft.CONFIG if with_weights else "tokenizer.json")
         found = next(filter(None, (fetch(repository, name) for name in names)), None)
         if found is None:
             raise UserError(f"it has no {' or '.join(names)}.")
         folder = os.path.dirname(found)
         commit = os.path.basename(folder)  # all files are of one
-        for file in () if source in RELEASED else TOKENIZER:
+        is_adapter = with_weights and os.path.basename(found) == peft.CONFIG
+        for file in () if source in RELEASED or is_adapter else TOKENIZER:
             fetch(repository, file, commit)
         if with_weights:
-            fetch_weights(repository, commit)
+            fetch_weights(repository, commit, (peft.WEIGHTS,) if is_adapter else WEIGHTS)
     except Exception as error:  # it lets through whatever its HTTP client raises
         raise UserError(
             f"{source} cannot be downloaded: {str(error).splitlines()[0]} Without a network, copy "
@@ -56,15 +57,16 @@ def fetch(repository: str, file: str, commit: str | None = None) -> str | None:
         return None
 
 
-def fetch_weights(repository: str, commit: str) -> None:
-    for file in WEIGHTS:
+def fetch_weights(repository: str, commit: str, names: tuple[str, ...]) -> None:
+    """Those of the first of these names that the repository has."""
+    for file in names:
         path = fetch(repository, file, commit)
         if path and file.endswith(".index.json"):
             for shard in set(read_json(path)["weight_map"].values()):
                 fetch(repository, shard, commit)
         if path:
             return
-    raise UserError(f"it has none of {', '.join(WEIGHTS)}.")
+    raise UserError(f"it has none of {', '.join(names)}.")
 
 
 def find_tokenizer(source: str) -> dict:

@@ -77,6 +77,13 @@ def add(model: nn.Module, about: dict, weights: dict[str, Tensor]) -> nn.Module:
     return model
 
 
+def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen matrices in the dtype of products, of which autocast would make a copy each."""
+    for linear in [m for m in model.modules() if isinstance(m, (LoRALinear, nn.Linear))]:
+        if not (linear.weight.requires_grad or linear.weight is model.transformer.wte.weight):
+            linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+
+
 def model_state(model: nn.Module) -> dict:
     """The part of a checkpoint that a model with adapters has: the trained tensors."""
     state = {k: p.detach() for k, p in model.state_dict(keep_vars=True).items() if p.requires_grad}

@@ -13,11 +13,12 @@ from core import UserError
 from core.distributed import WORLD_SIZE, local
 
 
-def select_trainable(model: nn.Module, patterns: str) -> None:
+def select_trainable(model: nn.Module, patterns: str, dtype=torch.float32) -> None:
     """Train only the parameters whose names match one of the patterns, separated by commas.
 
     Such as "transformer.h.3.*,lm_head.*"; "" changes nothing: all are trained, or the adapters of
-    core/lora.py. UserError if a pattern matches none.
+    core/lora.py, whose frozen matrices are then kept in `dtype`, that of matrix products.
+    UserError if a pattern matches none.
     """
     if patterns:
         model.requires_grad_(False)
@@ -30,6 +31,10 @@ def select_trainable(model: nn.Module, patterns: str) -> None:
             raise UserError(f"train_only={pattern}: no parameter is named so; there are {names}.")
         for p in matching:
             p.requires_grad_(True)
+    if hasattr(model, "lora"):
+        from core import lora  # only now, as in core/checkpoint.py
+
+        lora.store_frozen(model, dtype)
 
 
 def build_optimizers(model: nn.Module, s: dict, dtype: torch.dtype) -> dict:

@@ -207,6 +207,45 @@ def test_a_model_of_the_hub_is_trained_evaluated_and_exported(script, tmp_path, 
         assert coder.to_dict() == checkpoint.load(str(tmp_path / "out" / "tuned"))["tokenizer"]
 
 
+def test_adapters_of_the_hub_bring_their_base_and_are_trained_on(script, tmp_path, hub):
+    peft = pytest.importorskip("peft")
+    files = {}
+
+    def publish(folder: str, name: str) -> None:
+        for path in (tmp_path / folder).iterdir():
+            files[f"/{name}/resolve/main/{path.name}"] = path.read_bytes()
+
+    theirs = llama_like(tmp_path)  # with its tokenizer
+    publish(".", "someone/base")
+    config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_proj"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(theirs, config)
+    for name, p in theirs.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p, 0.0, 0.2)
+    theirs.peft_config["default"].base_model_name_or_path = "someone/base"
+    theirs.save_pretrained(tmp_path / "adapter")
+    publish("adapter", "someone/adapter")
+    environment = dict(HF_ENDPOINT=hub(files), HF_HOME=str(tmp_path / "cache"))
+
+    def printed(source: str) -> str:
+        return script("sample.py", source, "--start=Hello world", *GREEDY, **environment).stdout
+
+    found = printed("--init_from=someone/adapter")
+    assert found == printed("--init_from=adapter") != printed("--init_from=someone/base")
+    asked = len(hub.asked)
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no network is needed any more
+    assert printed("--init_from=someone/adapter") == found
+    (tmp_path / "text.txt").write_text("Hello world " * 300)
+    prepare = ("--input=text.txt", "--tokenizer=someone/base")
+    script("prepare_text.py", *prepare, **environment)
+    tune = ["--dataset=text", "--out_dir=out/tuned", "--block_size=32", "--max_iters=4"]
+    tune += ["--batch_size=4", "--gradient_accumulation_steps=1", "--learning_rate=0.01"]
+    tune += ["--eval_iters=1", "--device=cpu", "--compile=False", "--lora_rank=2"]
+    script("train.py", *tune, "--init_from=someone/adapter", "--warmup_iters=0", **environment)
+    assert printed("--out_dir=out/tuned") not in ("", found)
+    assert len(hub.asked) == asked
+
+
 def test_dialogpt_of_the_hub_talks(bpe, script, on_the_hub):
     _, environment = on_the_hub("microsoft/DialoGPT-medium")
     options = ("--init_from=microsoft/DialoGPT-medium", "--max_new_tokens=8", "--device=cpu")
@@ -230,7 +269,8 @@ def test_a_repository_without_weights_is_one_sentence(script, tmp_path, hub):
     for number, (files, words) in enumerate(
         (
             ({f"{base}/config.json": b"{}"}, "it has none of model.safetensors"),
-            ({f"{base}/README.md": b""}, "it has no config.json"),
+            ({f"{base}/adapter_config.json": b"{}"}, "it has none of adapter_model.safetensors"),
+            ({f"{base}/README.md": b""}, "it has no config.json or adapter_config.json"),
             ({}, "cannot be downloaded"),
         )
     ):

@@ -1,5 +1,6 @@
 """LoRA: a run of adapters is the paper's formula, exact to resume, and what PEFT computes."""
 
+import copy
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ from test_train import MODERN, assert_same_run, evaluations, losses
 
 from core import UserError, checkpoint, lora
 from core.dataset import Writer
-from core.optimizer import build_optimizers
+from core.device import autocast
+from core.optimizer import build_optimizers, select_trainable
 from core.tokenizer import CharTokenizer
 from model import GPT
 
@@ -79,6 +81,27 @@ def test_only_adapters_have_gradients_optimizer_state_and_a_place_in_the_checkpo
     assert lora.model_state(model)["model"].keys() == adapters
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("fields", [{}, {"untied_head": True, "rotary": True, "bias": False}])
+def test_frozen_matrices_in_the_products_dtype_give_autocasts_loss_and_gradients(fields, dtype):
+    model, x = with_adapters(small(**fields)), tokens(2, 16)
+    stored, trained = copy.deepcopy(model), "transformer.h.1.mlp.c_fc.weight"
+    select_trainable(stored, f"*.lora_*,{trained}", dtype)
+    model.get_parameter(trained).requires_grad_(True)
+    for one in (model, stored):
+        with autocast(x.device, dtype):
+            one.loss = one(x, x)
+        one.loss.backward()
+    assert torch.equal(stored.loss, model.loss)
+    kept_fp32 = ("bias", "wpe.weight", "wte.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+    for (name, p), other in zip(stored.named_parameters(), model.parameters(), strict=True):
+        if p.requires_grad:
+            assert p.dtype == torch.float32 and torch.equal(p.grad, other.grad), name
+        else:
+            assert p.dtype == (torch.float32 if name.endswith(kept_fp32) else dtype), name
+    assert stored.get_parameter(trained).requires_grad
+
+
 def test_a_frozen_matrix_costs_four_flops_and_a_trained_one_six():
     model = small()
     full = model.flops_per_token()
@@ -104,12 +127,20 @@ def test_resumed_equals_uninterrupted_bit_for_bit(script, base, tmp_path, option
     assert sorted(losses(tmp_path / "resumed")) == list(range(1, 41)) and found[40] < found[0]
 
 
-def test_two_processes_equal_one(script, torchrun, base, tmp_path):
-    run = [*TUNED, "--gradient_accumulation_steps=2", "--max_iters=15"]
+@pytest.mark.parametrize(("dtype", "abs"), [("float32", 1e-4), ("bfloat16", 1e-3)])
+def test_two_processes_equal_one(script, torchrun, base, tmp_path, dtype, abs):
+    run = [*TUNED, "--gradient_accumulation_steps=2", "--max_iters=15", f"--dtype={dtype}"]
     script("train.py", *run, "--out_dir=one")
     torchrun(*run, "--out_dir=two")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one == pytest.approx(two, abs=1e-4) and one[15] < one[1]
+    assert one == pytest.approx(two, abs=abs) and one[15] < one[1]
+
+
+def test_blocks_computed_again_in_the_backward_pass_give_the_same_run(script, base, tmp_path):
+    run = [*TUNED, "--dropout=0.1", "--max_iters=15"]
+    script("train.py", *run, "--out_dir=kept")
+    script("train.py", *run, "--out_dir=again", "--activation_checkpointing=True")
+    assert losses(tmp_path / "kept") == losses(tmp_path / "again")
 
 
 def test_the_checkpoint_is_small_and_every_reader_gets_the_merged_weights(script, base, tmp_path):
