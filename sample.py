@@ -34,7 +34,7 @@ stream = True  # print token by token; False computes all samples at once, faste
 dataset = ""  # whose tokenizer to take, if the checkpoint names none; else that of its own
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
-compile = False  # torch.compile: a wait of half a minute, then faster tokens
+compile = False  # torch.compile: on a GPU a wait of half a minute, then faster tokens
 settings = configure(__file__, Sampling)
 globals().update(settings)
 
@@ -43,7 +43,7 @@ device = choose_device(device)
 loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
 tokenizer = checkpoint.load_tokenizer(loaded, dataset)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
-model = prepare_for_inference(model, dtype, device)
+model = prepare_for_inference(model, dtype, device, compile)
 if start.startswith("FILE:"):
     path = os.path.expanduser(start[5:])
     with open(path, encoding="utf-8-sig", errors="replace") as file:  # sig: no byte order mark

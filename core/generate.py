@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core import UserError
 from core.device import choose_dtype, try_compile
-from core.kernels import replace_linear
+from core.kernels import Int8Linear, PackedLinear, replace_linear
 
 
 class KVCache:
@@ -145,11 +145,14 @@ def generate(
             cache.reset()
 
 
-def prepare_for_inference(model: nn.Module, dtype: str, device: torch.device) -> nn.Module:
+def prepare_for_inference(
+    model: nn.Module, dtype: str, device: torch.device, compile: bool = False
+) -> nn.Module:
     """The model on the device, with weights in the dtype in which it generates fastest.
 
     `auto` is that of training, but fp32 on a CPU, where small models are faster in it. For large
     ones bf16 halves the time of a prompt, and int8 that of a token, or better; both round.
+    compile: whether compile_decoding follows.
     """
     # on Hopper PyTorch prefers cuDNN's attention, which makes a new plan for each new length
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -158,8 +161,11 @@ def prepare_for_inference(model: nn.Module, dtype: str, device: torch.device) ->
         raise UserError("dtype=int8 is for CPUs: on a GPU use --dtype=bfloat16.")
     if dtype == "auto" and on_cpu:
         dtype = "float32"
-    model = replace_linear(model, int8) if on_cpu else model
-    return model.to(torch.bfloat16 if int8 else choose_dtype(dtype, device))
+    if int8:
+        return replace_linear(model, Int8Linear).to(torch.bfloat16)
+    model = model.to(choose_dtype(dtype, device))
+    pack = on_cpu and not compile and torch.backends.mkldnn.is_available()
+    return replace_linear(model, PackedLinear) if pack else model
 
 
 def compile_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:

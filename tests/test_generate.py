@@ -8,7 +8,7 @@ import torch
 from conftest import VARIANTS, greedy, small, tokens
 
 from core.generate import KVCache, Sampling, compile_decoding, generate, sample_next_token
-from core.kernels import replace_linear
+from core.kernels import Int8Linear, replace_linear
 from model import GPT, GPTConfig
 
 
@@ -121,7 +121,7 @@ def test_int8_weights_are_a_small_change(fields):
     torch.manual_seed(0)
     exact, rounded = GPT(GPTConfig(**sizes, **fields)), GPT(GPTConfig(**sizes, **fields))
     rounded.load_state_dict(exact.state_dict())
-    replace_linear(rounded, int8=True).bfloat16()
+    replace_linear(rounded, Int8Linear).bfloat16()
     assert not [m for m in rounded.modules() if isinstance(m, torch.nn.Linear)]
     for count in (1, 3):  # few tokens, and more than are multiplied as bytes
         idx = tokens(count, 5)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from core.kernels import (
-    InferenceLinear,
+    PackedLinear,
     attention,
     causal_mask,
     dropout,
@@ -80,10 +80,10 @@ def test_attention_dropout_keeps_the_mean():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_linear_layers_of_few_rows_are_those_of_many(bias, dtype, tolerance):
+def test_packed_linear_layers_are_linear_layers(bias, dtype, tolerance):
     torch.manual_seed(0)
     linear = torch.nn.Linear(96, 200, bias=bias).to(dtype)
-    ours, exact = InferenceLinear(linear, int8=False), copy.deepcopy(linear).float()
+    ours, exact = PackedLinear(linear), copy.deepcopy(linear).float()
     for shape in ((1, 1), (1, 3), (2, 20)):
         x = torch.randn(*shape, 96).to(dtype)
         assert ours(x).dtype == dtype

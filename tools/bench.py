@@ -188,7 +188,7 @@ def memory_bandwidth() -> float:
 
 
 def measure_generation(model: GPT) -> None:
-    model = prepare_for_inference(model, generation_dtype, device)
+    model = prepare_for_inference(model, generation_dtype, device, generation_compile)
     # each token reads all weights but the embeddings, of which it takes a row
     stored = [*model.transformer.h.state_dict().values(), *model.lm_head.state_dict().values()]
     weight_bytes = sum(tensor.nbytes for tensor in stored)
