@@ -108,7 +108,7 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """nn.Linear on a CPU, without gradients, with int8 weights: a token reads a quarter of the bytes.
+    """nn.Linear on a CPU with int8 weights, without gradients: a quarter of the bytes per token.
 
     Each output's weights are multiples of their largest one / 127, as in
     https://arxiv.org/abs/2208.07339. Activations are bf16.
