@@ -77,14 +77,24 @@ def folio_data():
     return find
 
 
-@pytest.fixture(scope="session")
-def fork_server():
+def start_fork_server():
     command = [sys.executable, Path(__file__).with_name("fork_server.py")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         yield server
         server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    yield from start_fork_server()
+
+
+@pytest.fixture(scope="session")
+def rank_server():
+    """One for several ranks: it has imported torch's compiler, which reads CXX when imported."""
+    yield from start_fork_server()
 
 
 def torchrun_environments(processes: int, machines: int) -> list[dict[str, str]]:
@@ -98,7 +108,7 @@ def torchrun_environments(processes: int, machines: int) -> list[dict[str, str]]
 
 
 @pytest.fixture
-def script(tmp_path, tmp_path_factory, fork_server):
+def script(request, tmp_path, tmp_path_factory, fork_server):
     """A function that runs `python NAME ARGUMENTS` in an empty folder and checks its status.
 
     name: a script at the root, such as train.py, or a module, such as projects.chat.talk.
@@ -123,9 +133,10 @@ def script(tmp_path, tmp_path_factory, fork_server):
             "ranks": torchrun_environments(*ranks) if ranks[0] > 1 else [],
         }
         job |= {"stdin": str(stdin), "stdout": str(stdout), "stderr": str(stderr)}
-        fork_server.stdin.write(json.dumps(job) + "\n")
-        fork_server.stdin.flush()
-        code = int(fork_server.stdout.readline())
+        server = request.getfixturevalue("rank_server") if job["ranks"] else fork_server
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
         result = subprocess.CompletedProcess(
             job["argv"],
             code,
