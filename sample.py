@@ -34,7 +34,7 @@ stream = True  # print token by token; False computes all samples at once, faste
 dataset = ""  # whose tokenizer to take, if the checkpoint names none; else that of its own
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
-compile = False  # torch.compile: on a GPU a wait of half a minute, then faster tokens
+compile = False  # torch.compile: a wait, then faster tokens on a GPU; on a CPU rarely
 settings = configure(__file__, Sampling)
 globals().update(settings)
 

@@ -202,8 +202,8 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
                 is_best = step > 0 and figures["val_loss"] < best_val_loss  # of what was trained
                 last_best = best_val_loss
                 best_val_loss = figures["val_loss"] if is_best else last_best
-                is_new = step > start_step and always_save_checkpoint
-                if not eval_only and (is_new or is_best or is_last):
+                is_due = step > start_step and always_save_checkpoint
+                if not eval_only and (is_due or is_best or is_last):
                     is_saved = save(step, is_best)  # a kill before it repeats the evaluation
                     best_val_loss = best_val_loss if is_saved else last_best
     if is_last or any_rank(bool(caught)):

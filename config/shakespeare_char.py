@@ -13,7 +13,7 @@ activation = "relu2"
 bias = False
 
 batch_size, gradient_accumulation_steps = 16, 1
-max_iters = 520  # under three epochs: dropout does not pay yet
+max_iters = 520  # two epochs: dropout does not pay yet
 optimizer = "muon"
 muon_lr, muon_momentum = 0.02, 0.9
 learning_rate, min_lr = 0.01, 0.0

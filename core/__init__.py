@@ -23,7 +23,7 @@ def set_up_script() -> None:
     """What every script wants of its process, before anything else is imported."""
     sys.excepthook = print_user_error
     if os.environ.get("RANK", "0") == "0":  # others have none, and may wait where Python cannot act
-        for name in ("SIGTERM", "SIGHUP"):  # end by way of the script's clean-up
+        for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):  # end by way of the script's clean-up
             number = getattr(signal, name, signal.SIGTERM)
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
                 signal.signal(number, end_by_signal)

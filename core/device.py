@@ -122,7 +122,7 @@ def compile_model(net: nn.Module, x, y, amp, sparse: bool, deterministic: str | 
         model.cross_entropy = torch.compile(model.cross_entropy, dynamic=False)
 
     def forward_backward() -> None:
-        # a rank whose compiler fails leaves none waiting, but under FSDP, which always meets
+        # no rank waits here for one whose compiler fails; only those of FSDP have to meet
         net.require_backward_grad_sync = is_sharded(model)
         with amp:
             loss = net(x, y, reduction="sum", sparse=sparse)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core import UserError
 from core.device import choose_dtype, try_compile
-from core.kernels import Int8Linear, PackedLinear, replace_linear
+from core.kernels import Int8Linear, PackedLinear, can_pack, replace_linear
 
 
 class KVCache:
@@ -163,9 +163,11 @@ def prepare_for_inference(
         dtype = "float32"
     if int8:
         return replace_linear(model, Int8Linear).to(torch.bfloat16)
-    model = model.to(choose_dtype(dtype, device))
-    pack = on_cpu and not compile and torch.backends.mkldnn.is_available()
-    return replace_linear(model, PackedLinear) if pack else model
+    weights_dtype = choose_dtype(dtype, device)
+    model = model.to(weights_dtype)
+    if on_cpu and not compile and can_pack(weights_dtype):
+        return replace_linear(model, PackedLinear)
+    return model
 
 
 def compile_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:

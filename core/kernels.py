@@ -90,6 +90,13 @@ def window_blocks(S: int, window: int, device: torch.device):
     return create_block_mask(sees, None, None, S, S, device=device)
 
 
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and multiplies in this dtype: CPUs without AVX-512 lack bf16."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class PackedLinear(nn.Module):
     """nn.Linear on a CPU, without gradients, with its weights in oneDNN's order of reading.
 

@@ -151,7 +151,7 @@ class Muon(Optimizer):
             trained = [p for p in group["params"] if p.grad is not None]
             if trained:
                 params += [(p, group) for p in trained]
-                directions += self.directions(trained, group)
+                directions += self.nesterov(trained, group)
         if not params:
             return
         by_rate = defaultdict(list)
@@ -164,7 +164,7 @@ class Muon(Optimizer):
             matrices, changes = zip(*pairs, strict=True)
             torch._foreach_add_(list(matrices), list(changes), alpha=rate)
 
-    def directions(self, params: list, group: dict) -> tuple[Tensor, ...]:
+    def nesterov(self, params: list, group: dict) -> tuple[Tensor, ...]:
         """Nesterov's momentum of each gradient; the weights decay on the way."""
         for p in params:
             if "momentum_buffer" not in self.state[p]:

@@ -7,8 +7,16 @@ import pytest
 import torch
 from conftest import VARIANTS, greedy, small, tokens
 
-from core.generate import KVCache, Sampling, compile_decoding, generate, sample_next_token
-from core.kernels import Int8Linear, replace_linear
+from core import generate as generation
+from core.generate import (
+    KVCache,
+    Sampling,
+    compile_decoding,
+    generate,
+    prepare_for_inference,
+    sample_next_token,
+)
+from core.kernels import Int8Linear, PackedLinear, replace_linear
 from model import GPT, GPTConfig
 
 
@@ -127,6 +135,16 @@ def test_int8_weights_are_a_small_change(fields):
         idx = tokens(count, 5)
         a, b = exact(idx), rounded(idx)
         assert (a - b).norm() < 0.02 * a.norm()
+
+
+def test_weights_that_cannot_be_packed_give_the_same_tokens(monkeypatch):
+    packed, plain = small(), small()
+    packed = prepare_for_inference(packed, "auto", torch.device("cpu"))
+    monkeypatch.setattr(generation, "can_pack", lambda dtype: False)
+    plain = prepare_for_inference(plain, "auto", torch.device("cpu"))
+    assert isinstance(packed.lm_head, PackedLinear)
+    assert type(plain.lm_head) is torch.nn.Linear
+    assert torch.equal(greedy(packed, tokens(2, 5), 8), greedy(plain, tokens(2, 5), 8))
 
 
 @pytest.mark.parametrize("fields", VARIANTS)
