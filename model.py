@@ -180,22 +180,23 @@ class GPT(nn.Module):
                 assert module in std, f"init_weights does not know {name}: give its std"
                 nn.init.normal_(p, 0.0, std[module])
 
-    def forward(self, idx, targets=None, cache=None, reduction="mean", sparse=False) -> Tensor:
+    def forward(self, idx, targets=None, cache=None, reduction="mean", at=None) -> Tensor:
         """idx (B, T) -> logits (B, T, V), or, with targets (B, T), the cross-entropy in nats.
 
         targets: -1 is ignored. reduction: "mean" or "sum" over the targets that are not ignored.
-        sparse: only these targets' logits are computed, which pays where most are ignored.
+        at: bool (B, T), the n positions whose logits (n, V) or targets alone are wanted.
         cache: a core.generate.KVCache with the tokens before idx; only the last logits are given.
         """
         x = self.hidden(idx, cache)
+        if at is not None:
+            x, targets = x[at], None if targets is None else targets[at]
         if targets is None:
-            return self.logits(x if cache is None else x[:, -1:])
-        if sparse:
-            x, targets = x[targets >= 0], targets[targets >= 0]
+            return self.logits(x)
         return self.cross_entropy(x.flatten(0, -2), targets.flatten(), reduction)
 
     def hidden(self, idx: Tensor, cache=None) -> Tensor:
-        """idx (B, T) -> the normalized output of the last block, (B, T, C)."""
+        """idx (B, T) -> the normalized output of the last block, (B, T, C), or with a cache that
+        of the last token, (B, 1, C)."""
         c, x = self.config, self.transformer.wte(idx)  # x (B, T, C)
         if n := c.smear:
             previous = x.new_zeros(len(x), n, x.size(2)) if cache is None else cache.shift(x)
@@ -212,7 +213,7 @@ class GPT(nn.Module):
         banded = causal_mask(pos, S, c.window, c.dropout) if c.window else full
         for i, block in enumerate(self.transformer.h):
             x = block(x, cos_sin, banded if i % 2 else full, cache)
-        return self.transformer.ln_f(x)
+        return self.transformer.ln_f(x if cache is None else x[:, -1:])
 
     def logits(self, x: Tensor) -> Tensor:
         """x (..., C) -> fp32 logits (..., V), without the padding of the vocabulary."""

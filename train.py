@@ -145,7 +145,7 @@ def split_loss(split: str, limit: int) -> tuple[float, float]:
         is_target, wrong = ys >= 0, torch.zeros_like(ys, dtype=torch.bool)
         with amp:
             if data.has_answers:
-                logits, targets = model.logits(model.hidden(xs)[is_target]), ys[is_target]
+                logits, targets = model(xs, at=is_target), ys[is_target]
                 loss = F.cross_entropy(logits, targets, reduction="sum")
                 wrong[is_target] = logits.argmax(-1) != targets
             else:
@@ -217,7 +217,8 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     for i, (xs, ys) in enumerate(micro_batches, start=1):
         net.require_backward_grad_sync = i == len(micro_batches)  # DDP: ranks meet once per step
         with amp:
-            loss = net(xs, ys, reduction="sum", sparse=data.has_answers) / num_targets
+            at = ys >= 0 if data.has_answers else None  # few positions have a target
+            loss = net(xs, ys, reduction="sum", at=at) / num_targets
         scaler.scale(loss * WORLD_SIZE).backward()  # DDP takes the mean over the ranks
         total_loss += loss.detach()
     for o in optimizers.values():

@@ -9,12 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,7 +49,6 @@ def sharded(
             torch.utils.swap_tensors(p, shard)
     # which train.py sets as DDP's: replicas add up their gradients once per step
     type(model).require_backward_grad_sync = property(None, FSDPModule.set_requires_all_reduce)
-    register_fsdp_forward_method(model, "hidden")  # which the evaluation calls by itself
     return model
 
 

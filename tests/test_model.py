@@ -51,12 +51,12 @@ def test_targets_of_minus_one_are_ignored(sparse):
     masked = targets.clone()
     masked[0, 3:] = -1
     kept = masked >= 0
+    at = kept if sparse else None
     logs = model(idx).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    torch.testing.assert_close(model(idx, masked, sparse=sparse), -logs[kept].mean())
-    torch.testing.assert_close(
-        model(idx, masked, reduction="sum", sparse=sparse), -logs[kept].sum()
-    )
-    none = model(idx, torch.full_like(masked, -1), reduction="sum", sparse=sparse)
+    torch.testing.assert_close(model(idx, masked, at=at), -logs[kept].mean())
+    torch.testing.assert_close(model(idx, masked, reduction="sum", at=at), -logs[kept].sum())
+    at = torch.zeros_like(kept) if sparse else None
+    none = model(idx, torch.full_like(masked, -1), reduction="sum", at=at)
     none.backward()  # as the sequences that pad a batch do
     assert none == 0 and not any(p.grad.any() for p in model.parameters())
 
@@ -68,7 +68,8 @@ def test_sparse_targets_give_the_same_loss_and_gradients(fields, reduction):
     idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
     targets[0, :7] = targets[1, 3:14] = -1
     losses = [dense(idx, targets, reduction=reduction)]
-    losses.append(sparse(idx, targets, reduction=reduction, sparse=True))
+    losses.append(sparse(idx, targets, reduction=reduction, at=targets >= 0))
+    assert torch.equal(sparse(idx, at=targets >= 0), dense(idx)[targets >= 0])
     torch.testing.assert_close(*losses)
     for loss in losses:
         loss.backward()
@@ -145,13 +146,14 @@ def test_compiled_equals_eager(capsys):
         model = small(**fields)
         if sparse:
             targets[:, :14] = -1
-        eager = model(idx, targets, sparse=sparse)
+        at = targets >= 0 if sparse else None
+        eager = model(idx, targets, at=at)
         eager.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         model.zero_grad()
         compile_model(model, idx, targets, nullcontext(), sparse, "auto")
         assert "done" in capsys.readouterr().out
-        loss = model(idx, targets, sparse=sparse)
+        loss = model(idx, targets, at=at)
         loss.backward()
         torch.testing.assert_close(loss, eager)
         for name, p in model.named_parameters():

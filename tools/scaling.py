@@ -128,13 +128,13 @@ def exchange(parameters: float, ranks: int, groups: int) -> list[tuple[float, fl
 def fsdp(gpus: int, ranks: int, steps: int, forward: float, backward: float) -> tuple[float, float]:
     """The same for groups of so many ranks, as core/fsdp.py does it per micro-batch. Each block is
     gathered twice, and its gradients are reduced, while others compute; for embeddings and head,
-    which go together, the GPU waits. Groups add up once per step."""
+    which go together and are gathered once, the GPU waits. Groups add up once per step."""
     layers, groups = model.config.n_layer, gpus // ranks
     block, rest = blocks / layers, total - blocks
     fetch, reduce, add = exchange(block, ranks, groups)
     fetch_rest, reduce_rest, add_rest = exchange(rest, ranks, groups)
-    sent = layers * (2 * fetch[0] + reduce[0]) + 2 * fetch_rest[0] + reduce_rest[0]
-    waits = max(0.0, layers * fetch[1] - forward) + 2 * fetch_rest[1] + reduce_rest[1]
+    sent = layers * (2 * fetch[0] + reduce[0]) + fetch_rest[0] + reduce_rest[0]
+    waits = max(0.0, layers * fetch[1] - forward) + fetch_rest[1] + reduce_rest[1]
     inner = layers * (fetch[1] + reduce[1])
     last = max(inner, layers * add[1])  # NVLink and the network work side by side
     waits = steps * (waits + max(0.0, inner - backward))
