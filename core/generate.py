@@ -6,6 +6,7 @@ for token in generate(model, idx, max_new_tokens=100, sampling=Sampling(top_k=50
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,16 @@ class KVCache:
 
     Positions are a tensor, and attention reads the first `end` tokens behind a mask: eager code
     what is filled, compiled code (`fixed`) everything, so that its shapes never change. Cf.
-    https://github.com/meta-pytorch/gpt-fast.
+    https://github.com/meta-pytorch/gpt-fast. On a CPU they are fp32: attention to bf16 ones takes
+    five times as long.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, size: int):
         config, weight = model.config, model.transformer.wte.weight
         shape = (batch_size, config.n_head, size, config.n_embd // config.n_head)
-        self.kv = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in model.transformer.h]
+        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
+        zeros = partial(weight.new_zeros, shape, dtype=dtype)
+        self.kv = [(zeros(), zeros()) for _ in model.transformer.h]
         self.previous = weight.new_zeros(batch_size, config.smear, config.n_embd)  # for Smear
         self.size, self.fixed = size, False
         self.reset()
@@ -48,8 +52,8 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, nh, T, hs) of the new tokens; those of all tokens, (B, nh, S, hs)."""
         keys, values = self.kv[layer]
-        keys.index_copy_(2, self.pos, k)
-        values.index_copy_(2, self.pos, v)
+        keys.index_copy_(2, self.pos, k.to(keys.dtype))
+        values.index_copy_(2, self.pos, v.to(values.dtype))
         return keys[:, :, : self.end], values[:, :, : self.end]
 
     def shift(self, x: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def prepare_for_inference(
     if dtype == "auto" and on_cpu:
         dtype = "float32"
     if int8:
-        return replace_linear(model, Int8Linear).to(torch.bfloat16)
+        return replace_linear(model.float(), Int8Linear)
     weights_dtype = choose_dtype(dtype, device)
     model = model.to(weights_dtype)
     if on_cpu and not compile and can_pack(weights_dtype):
