@@ -178,8 +178,10 @@ def compile_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
     """The model compiled for single tokens on this cache, and how compiling went.
 
     On a GPU a token is then one CUDA graph, which needs tensors that stay where they are, and
-    which the third call is the first to replay.
+    which the third call is the first to replay. Int8Linear cannot be compiled.
     """
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        return model, "left out: int8 is faster without"
     decode = torch.compile(model, dynamic=False, mode="reduce-overhead")
     for tensor in (cache.previous, *(tensor for kv in cache.kv for tensor in kv)):
         torch._dynamo.mark_static_address(tensor)

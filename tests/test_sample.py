@@ -79,6 +79,8 @@ def test_stop_ends_the_sample_before_the_text(sample):
 def test_int8_weights_write_the_same_as_exact_ones(sample):
     options = ["--temperature=0", "--num_samples=1", "--max_new_tokens=30"]
     assert sample(*options, "--dtype=int8").stdout == sample(*options).stdout
+    compiled = sample(*options, "--dtype=int8", "--compile")
+    assert "compile  left out" in compiled.stderr and compiled.stdout == sample(*options).stdout
 
 
 def test_the_options_that_keep_only_the_likeliest_agree_with_greedy(sample):

@@ -188,10 +188,11 @@ def memory_bandwidth() -> float:
 
 
 def measure_generation(model: GPT) -> None:
-    model = prepare_for_inference(model, generation_dtype, device, generation_compile)
     # each token reads all weights but the embeddings, of which it takes a row
-    stored = [*model.transformer.h.state_dict().values(), *model.lm_head.state_dict().values()]
-    weight_bytes = sum(tensor.nbytes for tensor in stored)
+    read = [*model.transformer.h.parameters(), *model.lm_head.parameters()]
+    weights = sum(p.numel() for p in read)
+    model = prepare_for_inference(model, generation_dtype, device, generation_compile)
+    width = 1 if generation_dtype == "int8" else model.transformer.wte.weight.itemsize
     config = model.config
     T = min(prompt_tokens, config.block_size)
     prompt = torch.randint(config.vocab_size, (num_samples, T), device=device)
@@ -209,7 +210,7 @@ def measure_generation(model: GPT) -> None:
     if new_tokens > 1:
         rate = (new_tokens - 1) / (times[-1] - times[0])
         show("generation", rate * num_samples, "tokens/s")
-        show("weights read", rate * weight_bytes / 1e9, "GB/s")
+        show("weights read", rate * weights * width / 1e9, "GB/s")
         show("memory reads", memory_bandwidth() / 1e9, "GB/s, a plain sum")
 
 
