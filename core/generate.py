@@ -155,7 +155,7 @@ def prepare_for_inference(
     """The model on the device, with weights in the dtype in which it generates fastest.
 
     `auto` is that of training, but fp32 on a CPU, where small models are faster in it. For large
-    ones bf16 halves the time of a prompt, and int8 that of a token, or better; both round.
+    ones bf16 and int8 halve the time of a prompt, and int8 that of a token, or better; both round.
     compile: whether compile_decoding follows.
     """
     # on Hopper PyTorch prefers cuDNN's attention, which makes a new plan for each new length
