@@ -14,12 +14,12 @@ from soaked_run import Lost, Run
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it limits other processes, as Linux can")
 def test_runs_survive_random_faults_and_end_bit_for_bit(tmp_path):
-    options = ["--minutes=0.5", "--seed=5", f"--json={tmp_path}/table.json", f"--folder={tmp_path}"]
+    options = ["--minutes=0.3", "--seed=5", f"--json={tmp_path}/table.json", f"--folder={tmp_path}"]
     command = [sys.executable, ROOT / "tests" / "soak.py", *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout + result.stderr
     faults = json.loads((tmp_path / "table.json").read_text())["faults"]
-    assert faults[soak.END]["times"] >= 1 and sum(row["times"] for row in faults.values()) >= 10
+    assert faults[soak.END]["times"] >= 1 and sum(row["times"] for row in faults.values()) >= 6
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
 
 
