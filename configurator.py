@@ -138,10 +138,12 @@ def find_config_file(path: str) -> str:
 def print_help(script: str, settings: dict[str, Setting], values: dict) -> None:
     with tokenize.open(script) as source:
         paragraphs = ast.get_docstring(ast.parse(source.read())).split("\n\n")
+    spec = sys.modules["__main__"].__spec__  # None if it is not started by -m
+    started_as = f"-m {spec.name}" if spec else os.path.basename(script)
     parser = argparse.ArgumentParser(
         description="\n\n".join(p if p[0] == " " else textwrap.fill(p, 78) for p in paragraphs),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 4, 30),
-        usage="python FILE.py [CONFIG.py ...] [--key=value ...]",
+        usage=f"python {started_as} [CONFIG.py ...] [--key=value ...]",
         add_help=False,
     )
     groups = {s.group: parser.add_argument_group(s.group) for s in settings.values()}

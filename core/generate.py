@@ -166,7 +166,7 @@ def prepare_for_inference(
     if dtype == "auto" and on_cpu:
         dtype = "float32"
     if int8:
-        return replace_linear(model.float(), Int8Linear)
+        return replace_linear(model, Int8Linear).float()
     weights_dtype = choose_dtype(dtype, device)
     model = model.to(weights_dtype)
     if on_cpu and not compile and can_pack(weights_dtype):

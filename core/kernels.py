@@ -135,7 +135,9 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()  # (out, in)
         self.scale = weight.abs().amax(dim=1).clamp(min=1e-8) / 127
         weight = (weight / self.scale[:, None]).round()
-        self.bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach()
+        self.bias = weight.new_zeros(len(weight))
+        if linear.bias is not None:
+            self.bias += linear.bias.detach()
         self.sums = weight.sum(dim=1) * self.scale
         self.weight = weight.to(torch.int8)
         # without VNNI two products are added in 16 bits, which 2 * 255 * 127 would overflow

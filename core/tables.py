@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from core import UserError
 from core.textfile import LONGEST_LINE, lines, reading
@@ -86,11 +87,19 @@ def json_texts(rows: Rows, path: str, column: str) -> Iterator[str]:
         raise no_column(path, column, names)
 
 
-def csv_texts(path: str, column: str, encoding: str | None, delimiter: str = ",") -> Iterator[str]:
+def csv_rows(text: Iterable[str], delimiters: str = ",;") -> csv.DictReader:
+    """Its rows, column -> field. Semicolons, which spreadsheets write where the comma is the
+    decimal sign, separate columns if the first line has more of them than commas."""
+    text = iter(text)
+    header = next(text, "")
+    return csv.DictReader(chain([header], text), delimiter=max(delimiters, key=header.count))
+
+
+def csv_texts(path: str, column: str, encoding: str | None, delimiters=",;") -> Iterator[str]:
     csv.field_size_limit(LONGEST_LINE)
     # csv tells line breaks in quotes from others itself
     with reading(path, encoding, newline="") as file:
-        rows = csv.DictReader(lines(file, path), delimiter=delimiter)
+        rows = csv_rows(lines(file, path), delimiters)
         try:
             if column not in (rows.fieldnames or ()):
                 raise no_column(path, column, rows.fieldnames or ())
@@ -101,7 +110,7 @@ def csv_texts(path: str, column: str, encoding: str | None, delimiter: str = ","
 
 
 def tsv_texts(path: str, column: str, encoding: str | None) -> Iterator[str]:
-    return csv_texts(path, column, encoding, delimiter="\t")
+    return csv_texts(path, column, encoding, delimiters="\t")
 
 
 def parquet_texts(path: str, column: str, encoding: str | None) -> Iterator[str]:

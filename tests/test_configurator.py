@@ -63,6 +63,8 @@ def test_help_has_each_command_of_the_docstring_on_its_own_line(script):
         path = ROOT / (name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
         lines = [line for line in path.read_text().splitlines() if line.startswith("    python ")]
         said = script(name, "--help").stdout.splitlines()
+        start = name if name.endswith(".py") else f"-m {name}"
+        assert said[0].startswith(f"usage: python {start} [CONFIG.py")
         assert lines and all(line.replace("\\\\", "\\") in said for line in lines), name
 
 

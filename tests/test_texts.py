@@ -222,6 +222,7 @@ ROWS = {
     "lines.json": '{"text": "one"}\n{"text": 2.50}\n{"text": "five"}\n',
     "array.json": '[\n {"text": "one"}, {"text": 2.50}, {"text": null},\n "five"]',
     "a.csv": 'text,id\none,1\n2.5,2\n"",3\nfive,4\n',
+    "b.csv": 'id;text\n1;one\n2;2.5\n3;""\n4;five\n',
     "a.tsv": "id\ttext\n1\tone\n2\t2.5\n3\n4\tfive\n",
 }
 

@@ -7,6 +7,7 @@ import csv
 import unicodedata
 
 from core import UserError
+from core.tables import csv_rows
 from core.textfile import reading
 from core.tokenizer import PAD, Tokenizer
 
@@ -33,7 +34,7 @@ def labelled_rows(
     """
     csv.field_size_limit(2**31 - 1)  # the largest that Windows accepts
     with reading(path, encoding, newline="") as file:  # csv tells line breaks in quotes from others
-        rows = csv.DictReader(file)
+        rows = csv_rows(file)
         names = list(rows.fieldnames or ())
         column = column or next((name for name in names if name != label_column), "text")
         if column not in names:
