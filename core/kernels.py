@@ -158,7 +158,7 @@ class Int8Linear(nn.Module):
             bytes_ = (rows - low) / step  # which the kernel rounds
             y = fbgemm.linear_with_input_q_dq_qweight_dq_output_fp32(bytes_, 1.0, 0, self.weight)
             y = y * step + low * self.sums + self.bias
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.size(-1))
 
 
 def fbgemm_weight(weight: Tensor, scale: Tensor):
