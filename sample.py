@@ -34,7 +34,7 @@ stream = True  # print token by token; False computes all samples at once, faste
 dataset = ""  # whose tokenizer to take, if the checkpoint names none; else that of its own
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
-compile = False  # torch.compile: a wait, then faster tokens on a GPU; on a CPU rarely
+compile: Literal["auto", True, False] = "auto"  # a minute's wait, then faster tokens on a GPU
 settings = configure(__file__, Sampling)
 globals().update(settings)
 
@@ -43,6 +43,9 @@ device = choose_device(device)
 loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
 tokenizer = checkpoint.load_tokenizer(loaded, dataset)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
+if compile == "auto":  # from an estimated number of tokens on; on a CPU eager code is as fast
+    one_by_one = max_new_tokens * (num_samples if stream else 1)
+    compile = device.type == "cuda" and one_by_one >= 20_000
 model = prepare_for_inference(model, dtype, device, compile)
 if start.startswith("FILE:"):
     path = os.path.expanduser(start[5:])
