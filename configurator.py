@@ -18,7 +18,7 @@ import textwrap
 import tokenize
 from dataclasses import fields
 
-from core import UserError, set_up_script
+from core import UserError, name_of_script, set_up_script
 from core.settings import KINDS, Setting, read_settings
 
 set_up_script()  # now, since a script's other imports take a second
@@ -138,12 +138,12 @@ def find_config_file(path: str) -> str:
 def print_help(script: str, settings: dict[str, Setting], values: dict) -> None:
     with tokenize.open(script) as source:
         paragraphs = ast.get_docstring(ast.parse(source.read())).split("\n\n")
-    spec = sys.modules["__main__"].__spec__  # None if it is not started by -m
-    started_as = f"-m {spec.name}" if spec else os.path.basename(script)
+    started = name_of_script()
+    command = started if started.endswith(".py") else f"-m {started}"
     parser = argparse.ArgumentParser(
         description="\n\n".join(p if p[0] == " " else textwrap.fill(p, 78) for p in paragraphs),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 4, 30),
-        usage=f"python {started_as} [CONFIG.py ...] [--key=value ...]",
+        usage=f"python {command} [CONFIG.py ...] [--key=value ...]",
         add_help=False,
     )
     groups = {s.group: parser.add_argument_group(s.group) for s in settings.values()}

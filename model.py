@@ -184,7 +184,7 @@ class GPT(nn.Module):
         """idx (B, T) -> logits (B, T, V), or, with targets (B, T), the cross-entropy in nats.
 
         targets: -1 is ignored. reduction: "mean" or "sum" over the targets that are not ignored.
-        at: bool (B, T), the n positions whose logits (n, V) or targets alone are wanted.
+        at: bool (B, T), the only n positions that count; logits are then (n, V).
         cache: a core.generate.KVCache with the tokens before idx; only the last logits are given.
         """
         x = self.hidden(idx, cache)

@@ -43,9 +43,9 @@ device = choose_device(device)
 loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
 tokenizer = checkpoint.load_tokenizer(loaded, dataset)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
-if compile == "auto":  # from an estimated number of tokens on; on a CPU eager code is as fast
-    one_by_one = max_new_tokens * (num_samples if stream else 1)
-    compile = device.type == "cuda" and one_by_one >= 20_000
+if compile == "auto":  # the number is an estimate; on a CPU eager code is as fast
+    tokens_in_turn = max_new_tokens * (num_samples if stream else 1)
+    compile = device.type == "cuda" and tokens_in_turn >= 20_000
 model = prepare_for_inference(model, dtype, device, compile)
 if start.startswith("FILE:"):
     path = os.path.expanduser(start[5:])

@@ -34,6 +34,12 @@ def set_up_script() -> None:
             stream.reconfigure(errors="replace")  # what its encoding lacks is a question mark
 
 
+def name_of_script() -> str:
+    """Of the script that runs, without its folder, or of the module, if it was started by -m."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else os.path.basename(sys.argv[0])
+
+
 def end_with_parent() -> None:
     """On Linux, get SIGTERM when the process that started this one ends, even by SIGKILL."""
     if sys.platform == "linux":

@@ -15,7 +15,7 @@ from glob import escape, glob
 
 import numpy as np
 
-from core import PREPARE, UserError
+from core import PREPARE, UserError, name_of_script
 from core.distributed import local_rank_first, signals_wait
 from core.files import sync_folder
 from core.tokenizer import Tokenizer, from_dict
@@ -55,7 +55,7 @@ class Writer:
         self.meta = {"tokenizer": tokenizer.to_dict(), "row_length": row_length, "source": source}
         self.meta["dtype"] = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         self.meta |= {"task": task, "use": use}
-        self.meta["prepare"] = os.environ.get(PREPARE) or words_of_this_command()
+        self.meta["prepare"] = os.environ.get(PREPARE) or [name_of_script(), *sys.argv[1:]]
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
@@ -144,12 +144,6 @@ def is_alive(pid: str) -> bool:
     except PermissionError:  # somebody else's
         pass
     return int(pid) != os.getpid()
-
-
-def words_of_this_command() -> list[str]:
-    """The script or module that runs, without its folder, and its options."""
-    spec = sys.modules["__main__"].__spec__
-    return [spec.name if spec else os.path.basename(sys.argv[0]), *sys.argv[1:]]
 
 
 def read_meta(folder: str) -> dict:

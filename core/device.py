@@ -105,7 +105,7 @@ def compile_model(net: nn.Module, x, y, amp, sparse: bool, deterministic: str | 
     gradients of one are summed over the ranks while the next ones are computed.
     On a CPU one block is compiled, whose code all blocks share, and the head: in half the time of
     the whole model for 12 layers, and its steps are as fast. On a GPU the whole fuses more.
-    sparse: some positions alone have targets; the head gets ever new shapes and stays eager.
+    sparse: only some positions have targets; the head then gets ever new shapes, stays eager.
     deterministic: compiled CPU code sums gradients in any order unless it is True or `auto`.
     """
     model, on_cpu = getattr(net, "module", net), x.device.type == "cpu"
