@@ -27,7 +27,7 @@ from core.device import autocast, choose_device, choose_dtype, compile_model, sh
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
 from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
-from core.optimizer import build_optimizers, schedule, select_trainable, set_lr
+from core.optimizer import build_optimizers, restore_optimizers, schedule, select_trainable, set_lr
 from core.run_folder import check_outputs
 from model import GPT, GPTConfig
 
@@ -78,6 +78,7 @@ dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix p
 compile: Literal["auto", True, False] = "auto"  # torch.compile; auto = if the run is long enough
 deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto = on a CPU
 strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"  # of processes; auto = ddp if it fits
+checkpoint_parts: Literal["auto", True, False] = "auto"  # of fsdp: a file per process; auto = 64 GB
 activation_checkpointing = False  # compute blocks again in the backward pass, to save memory
 backend = "auto"  # of torch.distributed: auto, nccl, gloo
 dist_timeout = 600.0  # seconds that a process waits for the others
@@ -117,7 +118,7 @@ optimizers = build_optimizers(model, settings, matmul_dtype)
 start_step, best_val_loss = 0, math.inf
 if resumed:
     start_step, best_val_loss = resumed["step"], resumed["best_val_loss"]
-    checkpoint.restore_optimizers(resumed, optimizers, scaler)
+    restore_optimizers(resumed, optimizers, scaler)
     checkpoint.check_same_data(resumed, data.fingerprints, allow_other_data)
 start = {"init_from": init_from, "step": start_step, "best_val_loss": best_val_loss}
 distributed.check_ranks_agree({**settings, **start, **data.fingerprints})
@@ -156,8 +157,7 @@ def split_loss(split: str, limit: int) -> tuple[float, float]:
         if cut_short := any_rank(bool(caught)):
             break
     loss, targets, correct, examples = all_reduce_sum(*torch.stack(sums).cpu().double().sum(0))
-    targets = require_targets(split, targets, cut_short)
-    return loss / targets, correct / examples
+    return loss / require_targets(split, targets, cut_short), correct / examples
 
 
 def evaluate() -> dict[str, float]:
@@ -185,7 +185,7 @@ def save(step: int, is_best: bool = False) -> bool:
         "config": settings,
         "data": data.fingerprints,
     }
-    return run_log.save(distributed.whole(state), latest, also=best if is_best else "")
+    return run_log.save(state, latest, also=best if is_best else "")
 
 
 # ---- the loop ------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     {"model": {name: tensor}, "model_args": {field of GPTConfig: value}, "tokenizer": {plain dict},
      "task": None or the dataset's own description of its examples, "step": 2000,
      "optimizers": {"adamw": state dict, ...}, "scaler": {...}, "best_val_loss": 1.47,
-     "config": {setting: value}, "data": {file name: fingerprint}, "lora": see core/lora.py}
+     "config": {setting: value}, "data": {file name: fingerprint}, "lora": see core/lora.py,
+     "parts": see core/parts.py}
 
 nanoGPT's ckpt.pt files, Hugging Face's GPT-2 folders and PEFT's are read into the same form.
 """
@@ -18,13 +19,14 @@ from torch import nn
 
 from core import UserError, gpt2
 from core.dataset import read_meta
-from core.distributed import RANK, local, local_rank_first, print0, signals_wait
+from core.distributed import RANK, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
 from core.settings import read_settings
 from core.tokenizer import Tokenizer, from_dict
 
 LONGEST_CONTEXT = 2**24  # rotary positions have no tensor that would tell
 LATEST, PREVIOUS, BEST = "ckpt.pt", "ckpt.prev.pt", "best.pt"
+PARTS = "parts"  # the folder of their parts, see core/parts.py
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
 DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}, "lora": {}}
 
@@ -137,9 +139,16 @@ def load_file(path: str) -> dict:
     if not os.path.exists(path):
         raise UserError(f"there is no checkpoint {path}: train one, or name another run's folder.")
     loaded = load_torch(path)
+    if isinstance(loaded, dict) and "parts" in loaded:
+        from core import parts  # only now, as above
+
+        try:
+            loaded = parts.joined(loaded, path)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} or a part of it is damaged: {error!r}.") from None
     weights, args = map(loaded.get, ("model", "model_args")) if isinstance(loaded, dict) else (0, 0)
     is_state = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
-    is_state = is_state and all(tensor.is_floating_point() for tensor in weights.values())
+    is_state = is_state and all(t.is_floating_point() and not t.is_meta for t in weights.values())
     if not is_state or not isinstance(args, dict) or type(args.get("vocab_size")) is not int:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     if "tokenizer" in loaded:
@@ -255,46 +264,3 @@ def check_same_data(loaded: dict, fingerprints: dict, allow_other: bool) -> None
             f"{loaded['path']} was trained on other data than is there now: prepare the same "
             "again, or resume with --allow_other_data=True."
         )
-
-
-def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradScaler) -> None:
-    """The moments of the checkpoint; learning rates, betas and decay stay those of the settings.
-
-    UserError if it has none, those of another kind of optimizer, or of other parameters.
-    """
-    saved = loaded["optimizers"]
-    if not saved:
-        raise UserError(
-            f"{loaded['path']} has no optimizer state to resume with: start a run from its weights "
-            f"by --init_from={loaded['path']} --out_dir=ANOTHER."
-        )
-    if set(saved) != set(optimizers):
-        kinds = " and ".join(saved)
-        raise UserError(f"{loaded['path']} was trained with {kinds}: use the same --optimizer.")
-    try:
-        for kind, optimizer in optimizers.items():
-            restore_optimizer(optimizer, saved[kind], loaded["path"])
-        scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{loaded['path']} has a damaged optimizer state: {error!r}.") from None
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: str) -> None:
-    groups = optimizer.state_dict()["param_groups"]
-    for old, new in zip(saved["param_groups"], groups, strict=True):
-        if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
-            raise UserError(f"{path} trained other parameters: use its --train_only.")
-    params = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    if any(p is not local(p) for p in params.values()):
-        from core.fsdp import cut_like
-
-        state = {
-            i: {name: cut_like(tensor, params[i]) for name, tensor in moments.items()}
-            for i, moments in saved["state"].items()
-        }
-    else:
-        state = copy.deepcopy(saved["state"])  # not left in the file, as the weights
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for p, moments in optimizer.state.items():
-        if any(t.ndim and t.shape != p.shape for t in moments.values()):
-            raise ValueError("its moments are not of their parameters' shapes")

@@ -138,22 +138,33 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def whole(tree, done: dict | None = None):
-    """The dicts and lists of a state, detached, with whole tensors in place of shards.
+def map_tensors(tree, change: Callable):
+    """The dicts and lists of a state with change(tensor) in place of each tensor.
 
-    All ranks must call it; of shards rank 0 gets the whole, on the CPU, the others get None.
+    A tensor that occurs twice, such as tied weights, is changed once.
     """
-    done = {} if done is None else done  # by id: tied weights are one tensor in the file too
-    if isinstance(tree, dict):
-        return {key: whole(value, done) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [whole(value, done) for value in tree]
-    if not hasattr(tree, "full_tensor"):
-        return tree.detach() if torch.is_tensor(tree) else tree
-    if id(tree) not in done:
-        tensor = tree.detach().full_tensor()
-        done[id(tree)] = tensor.cpu() if RANK == 0 else None
-    return done[id(tree)]
+    done = {}
+
+    def walk(tree):
+        if isinstance(tree, dict):
+            return {key: walk(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [walk(value) for value in tree]
+        if torch.is_tensor(tree) and id(tree) not in done:
+            done[id(tree)] = change(tree)
+        return done.get(id(tree), tree)
+
+    return walk(tree)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A tensor of a state, without its graph; of a shard, which all ranks must have, rank 0 gets
+    the whole, on the CPU, the others get None."""
+    tensor = tensor.detach()
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    tensor = tensor.full_tensor()
+    return tensor.cpu() if RANK == 0 else None
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from glob import escape, glob
 
 from core import UserError
-from core.checkpoint import BEST, LATEST, PREVIOUS
+from core.checkpoint import BEST, LATEST, PARTS, PREVIOUS
 from core.distributed import RANK
 
 try:
@@ -62,7 +62,8 @@ def backup_previous_run(folder: str) -> str | None:
 
     Other files, and the folders of other runs, stay where they are.
     """
-    owned = (LATEST, f"{LATEST}.damaged", PREVIOUS, BEST, "log.jsonl", "events.out.tfevents.*")
+    owned = (LATEST, f"{LATEST}.damaged", PREVIOUS, BEST, PARTS, "log.jsonl")
+    owned = (*owned, "events.out.tfevents.*")
     found = [path for name in owned for path in glob(os.path.join(escape(folder), name))]
     if not found:
         return None

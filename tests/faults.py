@@ -11,7 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from soaked_run import PATIENCE, Finished, Lost, Run, torchrun, train, whole
+from soaked_run import PATIENCE, Finished, Lost, Run, parts_of, torchrun, train, whole
 
 __all__ = ["FAULTS", "Finished"]
 FAULTS = {}
@@ -206,9 +206,10 @@ def end_and_damage(run: Run, damage, what: str) -> str:
         return ""
     best = run.out / "best.pt"  # often another name of the same file
     run.best_is_lost |= best.exists() and path.samefile(best)
-    damage(path)
+    damaged = run.rng.choice(parts_of(path, whole(path) or {}) or [path])
+    damage(damaged)
     run.floor = run.step_on_disk()
-    return f"{what} {path.name}"
+    return f"{what} {path.name}" + (f", part {damaged.name}" if damaged != path else "")
 
 
 @fault(1, 2)

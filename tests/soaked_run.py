@@ -104,14 +104,22 @@ def torchrun(work: Path, options: list, said: Path):
 
 
 def whole(path: Path) -> dict | None:
-    """A checkpoint, if it is there and undamaged."""
+    """A checkpoint, if it and its parts are there and undamaged; these are its "shards" then."""
     try:
-        with zipfile.ZipFile(path) as file:
-            if file.testzip():
-                return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = undamaged(path)
+        return state | {"shards": [undamaged(part) for part in parts_of(path, state)]}
     except Exception:  # damage shows in many ways
         return None
+
+
+def undamaged(path: Path):
+    with zipfile.ZipFile(path) as file:
+        assert not file.testzip()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def parts_of(path: Path, state: dict) -> list[Path]:
+    return [path.parent / "parts" / name for name in state.get("parts", [])]
 
 
 def same(a, b) -> bool:
@@ -120,7 +128,9 @@ def same(a, b) -> bool:
         return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+    if torch.is_tensor(a) and not a.is_meta:  # these are among the shards
+        return torch.equal(a, b)
+    return a.shape == b.shape if torch.is_tensor(a) else a == b
 
 
 def read_log(out: Path) -> list[dict]:

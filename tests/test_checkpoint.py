@@ -13,6 +13,7 @@ import torch
 
 from core import UserError, checkpoint
 from core.dataset import Writer
+from core.optimizer import restore_optimizers
 from core.run_folder import backup_previous_run
 from core.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
@@ -417,12 +418,12 @@ def test_resuming_compares_the_optimizers_kind_and_parameters():
 
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     loaded = {"path": "x", "optimizers": {"adamw": adamw("a", "b").state_dict()}, "scaler": {}}
-    checkpoint.restore_optimizers(loaded, {"adamw": adamw("a", "b")}, scaler)
+    restore_optimizers(loaded, {"adamw": adamw("a", "b")}, scaler)
     with pytest.raises(UserError, match="trained with adamw"):
-        checkpoint.restore_optimizers(loaded, {"muon": adamw("a", "b")}, scaler)
+        restore_optimizers(loaded, {"muon": adamw("a", "b")}, scaler)
     with pytest.raises(UserError, match="no optimizer state to resume with"):
         empty = {**loaded, "optimizers": {}}
-        checkpoint.restore_optimizers(empty, {"adamw": adamw("a", "b")}, scaler)
+        restore_optimizers(empty, {"adamw": adamw("a", "b")}, scaler)
     for names in (("a",), ("b", "a"), ("a", "b", "c")):  # moments must not go to other parameters
         with pytest.raises(UserError, match="trained other parameters"):
-            checkpoint.restore_optimizers(loaded, {"adamw": adamw(*names)}, scaler)
+            restore_optimizers(loaded, {"adamw": adamw(*names)}, scaler)

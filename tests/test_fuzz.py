@@ -15,6 +15,7 @@ from conftest import ROOT
 from core import UserError, checkpoint, log, tables, texts
 from core.batches import Batches
 from core.dataset import Writer, read_meta
+from core.optimizer import restore_optimizers
 from core.tokenizer import END, UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_dict
 from model import GPT, GPTConfig
 
@@ -231,7 +232,7 @@ def test_any_optimizer_state_in_a_checkpoint(folder, key, value, other):
     loaded = {"path": "x.pt", "optimizers": {"adamw": saved}, "scaler": {}}
     with one_sentence():
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        checkpoint.restore_optimizers(loaded, {"adamw": optimizer}, scaler)
+        restore_optimizers(loaded, {"adamw": optimizer}, scaler)
 
 
 # ---- logs ----------------------------------------------------------------------------------------
