@@ -13,13 +13,13 @@ activation = "relu2"
 bias = False
 
 batch_size, gradient_accumulation_steps = 16, 1
-max_iters = 520  # two epochs: dropout does not pay yet
+max_iters = 480  # two epochs: dropout does not pay yet
 optimizer = "muon"
-muon_lr, muon_momentum = 0.02, 0.9
+muon_lr, muon_momentum = 0.02, 0.85
 learning_rate, min_lr = 0.01, 0.0
 lr_schedule, warmup_iters, warmdown = "linear", 20, 0.7
 weight_decay = 0.1
 
-eval_interval = 260
+eval_interval = 240
 eval_iters = 28  # the whole validation split
 log_interval = 20
