@@ -34,7 +34,7 @@ stream = True  # print token by token; False computes all samples at once, faste
 dataset = ""  # whose tokenizer to take, if the checkpoint names none; else that of its own
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
-compile: Literal["auto", True, False] = "auto"  # a minute's wait, then faster tokens on a GPU
+compile: Literal["auto", True, False] = "auto"  # wait first, for faster tokens; auto = if it pays
 settings = configure(__file__, Sampling)
 globals().update(settings)
 
@@ -43,10 +43,7 @@ device = choose_device(device)
 loaded = checkpoint.load(out_dir if init_from == "resume" else init_from)
 tokenizer = checkpoint.load_tokenizer(loaded, dataset)
 model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
-if compile == "auto":  # the number is an estimate; on a CPU eager code is as fast
-    tokens_in_turn = max_new_tokens * (num_samples if stream else 1)
-    compile = device.type == "cuda" and tokens_in_turn >= 20_000
-model = prepare_for_inference(model, dtype, device, compile)
+model = prepare_for_inference(model, dtype, device)
 if start.startswith("FILE:"):
     path = os.path.expanduser(start[5:])
     with open(path, encoding="utf-8-sig", errors="replace") as file:  # sig: no byte order mark
@@ -60,10 +57,8 @@ if len(ids) > block_size:
 prompt = torch.tensor([ids[-block_size:]], device=device)
 prompt = prompt if stream else prompt.repeat(num_samples, 1)
 cache = KVCache(model, len(prompt), min(block_size, prompt.size(1) + max_new_tokens))
-decode = None
-if compile:
-    decode, outcome = compile_decoding(model, cache)
-    print(f"compile  {outcome}", file=sys.stderr)
+tokens_in_turn = max_new_tokens * (num_samples if stream else 1)
+decode = compile_decoding(model, cache, compile, tokens_in_turn)
 
 
 # ---- samples, as they come -----------------------------------------------------------------------

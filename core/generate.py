@@ -3,7 +3,10 @@
 for token in generate(model, idx, max_new_tokens=100, sampling=Sampling(top_k=50), seed=1): ...
 """
 
+import copy
 import math
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +17,9 @@ from torch import Tensor, nn
 from core import UserError
 from core.device import choose_dtype, try_compile
 from core.kernels import Int8Linear, PackedLinear, can_pack, replace_linear
+
+# how many tokens, one after the other, make up for compile_decoding; on a GPU an estimate
+WORTH_COMPILING = {"cpu": 150, "cuda": 20_000}
 
 
 class KVCache:
@@ -149,14 +155,11 @@ def generate(
             cache.reset()
 
 
-def prepare_for_inference(
-    model: nn.Module, dtype: str, device: torch.device, compile: bool = False
-) -> nn.Module:
+def prepare_for_inference(model: nn.Module, dtype: str, device: torch.device) -> nn.Module:
     """The model on the device, with weights in the dtype in which it generates fastest.
 
     `auto` is that of training, but fp32 on a CPU, where small models are faster in it. For large
     ones bf16 and int8 halve the time of a prompt, and int8 that of a token, or better; both round.
-    compile: whether compile_decoding follows.
     """
     # on Hopper PyTorch prefers cuDNN's attention, which makes a new plan for each new length
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -169,25 +172,79 @@ def prepare_for_inference(
         return replace_linear(model, Int8Linear).float()
     weights_dtype = choose_dtype(dtype, device)
     model = model.to(weights_dtype)
-    if on_cpu and not compile and can_pack(weights_dtype):
+    if on_cpu and can_pack(weights_dtype):
         return replace_linear(model, PackedLinear)
     return model
 
 
-def compile_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
-    """The model compiled for single tokens on this cache, and how compiling went.
+def compile_decoding(
+    model: nn.Module, cache: KVCache, wanted: str | bool = True, tokens: float = math.inf
+) -> Callable:
+    """The model for single tokens on this cache, faster; or the model, if that is not wanted.
 
-    On a GPU a token is then one CUDA graph, which needs tensors that stay where they are, and
-    which the third call is the first to replay. Int8Linear cannot be compiled.
+    wanted: True, False, or "auto": if it pays for so many tokens, one after the other. Says how it
+    went, if it took time or failed.
     """
-    if any(isinstance(module, Int8Linear) for module in model.modules()):
-        return model, "left out: int8 is faster without"
+    device = cache.previous.device.type
+    if wanted == "auto":
+        wanted = tokens >= WORTH_COMPILING.get(device, math.inf)
+    if not wanted:
+        return model
+    decode, outcome = (trace_decoding if device == "cpu" else compile_to_graph)(model, cache)
+    cache.reset()
+    if outcome:
+        print(f"compile  {outcome}", file=sys.stderr)
+    return decode
+
+
+class TokenStep(nn.Module):
+    """The model for a single token, as a function of tensors alone: its cache's are among them."""
+
+    def __init__(self, model: nn.Module, cache: KVCache):
+        super().__init__()
+        self.model, self.cache = model, copy.copy(cache)
+        self.cache.advance(1)
+
+    def forward(self, idx: Tensor, pos: Tensor, previous: Tensor, *kv: Tensor) -> Tensor:
+        self.cache.pos, self.cache.end, self.cache.previous = pos, pos[0] + 1, previous
+        self.cache.kv = list(zip(kv[::2], kv[1::2], strict=True))
+        return self.model(idx, cache=self.cache)
+
+
+@torch.inference_mode()
+def trace_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
+    """On a CPU: its operations are recorded once, and then run in turn without Python.
+
+    That takes as long as the products of a small model. They are the same operations, with the same
+    results. TorchScript is deprecated, but torch.compile, which is to replace it, cannot have
+    weights in the order of FBGEMM or oneDNN, and is slower than Python without it.
+    """
+    tensors = [cache.previous, *(tensor for kv in cache.kv for tensor in kv)]
+    idx = torch.zeros(len(cache.previous), 1, dtype=torch.long)
+    pos = torch.zeros(1, dtype=torch.long)
+    traced = []
+
+    def trace() -> None:
+        step = TokenStep(model, cache)
+        with warnings.catch_warnings():  # it is deprecated, and conditions stay as they are now
+            warnings.simplefilter("ignore")
+            traced.append(torch.jit.trace(step, (idx, pos, *tensors), check_trace=False))
+
+    def decode(idx: Tensor, cache: KVCache) -> Tensor:
+        with torch.jit.optimized_execution(False):  # which would take a while at first
+            return traced[0](idx, cache.pos, *tensors)
+
+    outcome = try_compile(trace)
+    return (decode, "") if traced else (model, outcome)
+
+
+def compile_to_graph(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
+    """On a GPU: by torch.compile. A token is then one CUDA graph, which needs tensors that stay
+    where they are, and which the third call is the first to replay."""
     decode = torch.compile(model, dynamic=False, mode="reduce-overhead")
     for tensor in (cache.previous, *(tensor for kv in cache.kv for tensor in kv)):
         torch._dynamo.mark_static_address(tensor)
     cache.fixed = True
     idx = torch.zeros(len(cache.previous), 1, dtype=torch.long, device=cache.previous.device)
     tokens = generate(model, idx, min(4, cache.size), Sampling(), cache=cache, decode=decode)
-    outcome = try_compile(lambda: list(tokens))
-    cache.reset()
-    return decode, outcome
+    return decode, try_compile(lambda: list(tokens))

@@ -80,7 +80,7 @@ def test_a_config_whose_data_cannot_be_had_is_measured_on_random_tokens(bench):
     tiny = [*EAGER, "--n_embd=16", "--n_layer=1", "--updates=1", "--new_tokens=2"]
     generation = ["--generation_dtype=bfloat16", "--generation_compile"]
     output, got = bench(ROOT / "config" / "gpt2.py", *tiny, *generation)
-    assert "compile  done" in output and "tokens of random tokens" in " ".join(output.split())
+    assert "tokens of random tokens" in " ".join(output.split())
     assert {"update", "training", "generation"} <= set(got)
     away = "--prepare=prepare_shakespeare.py --url=http://127.0.0.1:9/input.txt"
     output, _ = bench(*tiny, "--dataset=missing", away, TRAINING_ONLY)

@@ -180,22 +180,61 @@ def test_a_cache_carried_from_turn_to_turn_changes_no_token(fields):
         said = torch.cat((said, reply), dim=1)
 
 
+@pytest.mark.parametrize("compile", [generation.trace_decoding, generation.compile_to_graph])
 @pytest.mark.parametrize("fields", [VARIANTS[0], {**VARIANTS[1], "window": 4}])
-def test_compiled_generation_equals_eager_past_block_size_and_for_another_text(fields):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def test_compiled_generation_equals_eager_past_block_size_and_for_another_text(fields, compile):
+    on_gpu = torch.cuda.is_available() and compile == generation.compile_to_graph
+    device = "cuda" if on_gpu else "cpu"
     model = small(**fields).to(device)
     texts = [tokens(2, 7), tokens(2, 1, seed=2), tokens(2, 40, seed=3)]
     texts = [idx.to(device) for idx in texts]
     expected = [greedy(model, idx, 20) for idx in texts]
     cache = KVCache(model, 2, 16)
-    decode, outcome = compile_decoding(model, cache)
-    assert "done" in outcome
+    decode, outcome = compile(model, cache)
+    assert decode is not model and (not outcome or "done" in outcome)
+    cache.reset()
     options = {"sampling": Sampling(temperature=0), "cache": cache, "decode": decode}
     with torch.compiler.set_stance("fail_on_recompile"):  # it is compiled once
         for idx, wanted in zip(texts, expected, strict=True):
             cache.reset()
             found = torch.stack(list(generate(model, idx, 20, **options)), dim=1)
             assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_traced_decoding_has_the_logits_of_eager_code_to_the_bit(dtype, fields):
+    model = prepare_for_inference(small(block_size=64, **fields), dtype, torch.device("cpu"))
+    for batch in (1, 3):
+        caches = [KVCache(model, batch, 64) for _ in range(2)]
+        decode = compile_decoding(model, caches[0])
+        assert decode is not model
+        with torch.inference_mode():
+            for T in (5, 1, 1, 2, *[1] * 20):
+                idx, logits = tokens(batch, T, seed=T), []
+                for cache, step in zip(caches, (decode, model), strict=True):
+                    cache.advance(T)
+                    logits.append((step if T == 1 else model)(idx, cache=cache))
+                assert torch.equal(*logits)
+
+
+def test_what_cannot_be_traced_stays_eager(monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise RuntimeError("no such operation\nand more")
+
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    model = small()
+    assert compile_decoding(model, KVCache(model, 1, 16)) is model
+    said = "compile  failed, continuing without it: RuntimeError: no such operation\n"
+    assert capsys.readouterr().err == said
+
+
+def test_decoding_is_compiled_where_that_pays():
+    model = small()
+    cache = KVCache(model, 1, 16)
+    assert compile_decoding(model, cache, "auto", 100) is model
+    assert compile_decoding(model, cache, "auto", 1000) is not model
+    assert compile_decoding(model, cache, False) is model
 
 
 def test_tokens_that_stand_for_no_text_are_never_sampled():

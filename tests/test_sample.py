@@ -80,7 +80,7 @@ def test_int8_weights_write_the_same_as_exact_ones(sample):
     options = ["--temperature=0", "--num_samples=1", "--max_new_tokens=30"]
     assert sample(*options, "--dtype=int8").stdout == sample(*options).stdout
     compiled = sample(*options, "--dtype=int8", "--compile")
-    assert "compile  left out" in compiled.stderr and compiled.stdout == sample(*options).stdout
+    assert compiled.stdout == sample(*options).stdout
 
 
 def test_the_options_that_keep_only_the_likeliest_agree_with_greedy(sample):
@@ -134,14 +134,6 @@ def test_a_reader_that_leaves_early_is_no_error(run):
 
 def test_compiled_samples_are_the_same(sample):
     options = ["--num_samples=2", "--max_new_tokens=80", "--start=the quick"]  # past block_size
-    compiled, eager = sample(*options, "--compile"), sample(*options)
-    assert "compile  done" in compiled.stderr and "compile" not in eager.stderr
+    compiled, eager = sample(*options, "--compile"), sample(*options, "--compile=False")
     assert compiled.stdout == eager.stdout
-
-
-def test_a_compiler_that_fails_leaves_samples_as_they_are(sample, tmp_path):
-    options = ["--num_samples=1", "--max_new_tokens=30", "--start=the quick"]
-    cache = str(tmp_path / "cache")
-    failed = sample(*options, "--compile", CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=cache)
-    assert "continuing without it" in failed.stderr
-    assert failed.stdout == sample(*options).stdout
+    assert len(compiled.stderr.splitlines()) == 1  # no warning of PyTorch

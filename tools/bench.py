@@ -49,7 +49,7 @@ new_tokens = 100  # to generate after the prompt, 0 = none
 prompt_tokens = 16  # of the prompt
 num_samples = 1  # sequences generated at once
 generation_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
-generation_compile = False  # torch.compile for generation, as sample.py --compile
+generation_compile = False  # faster tokens, as by sample.py --compile
 profile = ""  # a file for the trace of five steps, to be read on https://ui.perfetto.dev
 json_file = ""  # a file to which the figures are added as a line of JSON
 settings = configure(__file__, "train.py", GPTConfig)
@@ -191,16 +191,13 @@ def measure_generation(model: GPT) -> None:
     # each token reads all weights but the embeddings, of which it takes a row
     read = [*model.transformer.h.parameters(), *model.lm_head.parameters()]
     weights = sum(p.numel() for p in read)
-    model = prepare_for_inference(model, generation_dtype, device, generation_compile)
+    model = prepare_for_inference(model, generation_dtype, device)
     width = 1 if generation_dtype == "int8" else model.transformer.wte.weight.itemsize
     config = model.config
     T = min(prompt_tokens, config.block_size)
     prompt = torch.randint(config.vocab_size, (num_samples, T), device=device)
     cache = KVCache(model, num_samples, min(config.block_size, T + new_tokens))
-    decode = None
-    if generation_compile:
-        decode, outcome = compile_decoding(model, cache)
-        print(f"compile  {outcome}")
+    decode = compile_decoding(model, cache, generation_compile)
     list(generate(model, prompt, min(4, new_tokens), Sampling(), cache=cache, decode=decode))
     cache.reset()
     start = clock()

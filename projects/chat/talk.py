@@ -25,7 +25,7 @@ import torch
 from core import UserError, checkpoint
 from core.batches import fold_in
 from core.device import choose_device
-from core.generate import KVCache, Sampling, generate, prepare_for_inference
+from core.generate import KVCache, Sampling, compile_decoding, generate, prepare_for_inference
 from model import GPT
 from projects.chat.tokens import TurnTokens
 
@@ -40,6 +40,7 @@ repetition_penalty = 1.1  # above 1: tokens of the conversation become less like
 seed = 1337  # the same seed and the same turns, the same replies
 device = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of weights
+compile: Literal["auto", True, False] = "auto"  # wait first, for faster tokens; auto = on a CPU
 settings = configure(__file__, Sampling)
 globals().update(settings)
 
@@ -53,6 +54,7 @@ model = GPT.from_state_dict(loaded["model_args"], loaded["model"])
 model = prepare_for_inference(model, dtype, device)
 block_size = model.config.block_size
 cache = KVCache(model, 1, block_size)
+decode = compile_decoding(model, cache, compile, tokens=max_new_tokens * 10)  # some replies
 room = min(max_new_tokens + 3, block_size // 2)  # tokens of a reply, and of those around turns
 
 is_terminal = sys.stdin.isatty()
@@ -75,7 +77,7 @@ def reply(seed: int) -> list[int]:
     idx = torch.tensor([[*chain(*turns), *tokens.assistant]], device=device)  # (1, T)
     ids, text = [], tokenizer.stream()
     try:
-        for token in generate(model, idx, room - 3, sampling, seed, tokens.stop, cache):
+        for token in generate(model, idx, room - 3, sampling, seed, tokens.stop, cache, decode):
             ids.append(token.item())
             if ids[-1] not in tokenizer.special.values():
                 print(text(ids[-1]), end="", flush=True)
