@@ -168,7 +168,7 @@ def test_help_fits_the_screen_in_the_groups_of_the_source_and_shows_a_configs_va
     out = script("train.py", "config/shakespeare_char.py", "--help").stdout
     assert max(map(len, out.splitlines())) <= 80
     assert "batch:\n    --gradient_accumulation_steps=1\n" in out
-    assert "    --max_iters=520           integer at least 0; steps in all\n" in out
+    assert "    --max_iters=480           integer at least 0; steps in all\n" in out
     assert "GPTConfig in model.py:\n    --block_size=256 " in out
     assert "--optimizer=muon          one of adamw, muon;" in out
     out = script("sample.py", "--help").stdout
