@@ -182,8 +182,8 @@ def compile_decoding(
 ) -> Callable:
     """The model for single tokens on this cache, faster; or the model, if that is not wanted.
 
-    wanted: True, False, or "auto": if it pays for so many tokens, one after the other. Says how it
-    went, if it took time or failed.
+    wanted: True, False, or "auto": if it pays for so many tokens, one after the other. The cache is
+    empty afterwards. Says how it went, if it took time or failed.
     """
     device = cache.previous.device.type
     if wanted == "auto":
