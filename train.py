@@ -78,7 +78,7 @@ dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix p
 compile: Literal["auto", True, False] = "auto"  # torch.compile; auto = if the run is long enough
 deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto = on a CPU
 strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"  # of processes; auto = ddp if it fits
-checkpoint_parts: Literal["auto", True, False] = "auto"  # of fsdp: a file per process; auto = 64 GB
+checkpoint_parts: Literal["auto", True, False] = "auto"  # fsdp: a file per rank; auto = over 64 GB
 activation_checkpointing = False  # compute blocks again in the backward pass, to save memory
 backend = "auto"  # of torch.distributed: auto, nccl, gloo
 dist_timeout = 600.0  # seconds that a process waits for the others

@@ -215,9 +215,9 @@ class TokenStep(nn.Module):
 def trace_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
     """On a CPU: its operations are recorded once, and then run in turn without Python.
 
-    That takes as long as the products of a small model. They are the same operations, with the same
-    results. TorchScript is deprecated, but torch.compile, which is to replace it, cannot have
-    weights in the order of FBGEMM or oneDNN, and is slower than Python without it.
+    In a small model Python takes as long as the matrix products. The operations and their results
+    stay the same. TorchScript is deprecated, but torch.compile, which is to replace it, cannot read
+    the packed weights of FBGEMM and oneDNN, and without these it is slower than eager code.
     """
     tensors = [cache.previous, *(tensor for kv in cache.kv for tensor in kv)]
     idx = torch.zeros(len(cache.previous), 1, dtype=torch.long)
@@ -231,7 +231,7 @@ def trace_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
             traced.append(torch.jit.trace(step, (idx, pos, *tensors), check_trace=False))
 
     def decode(idx: Tensor, cache: KVCache) -> Tensor:
-        with torch.jit.optimized_execution(False):  # which would take a while at first
+        with torch.jit.optimized_execution(False):  # optimizing takes 0.2 s at first
             return traced[0](idx, cache.pos, *tensors)
 
     outcome = try_compile(trace)

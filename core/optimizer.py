@@ -1,4 +1,4 @@
-"""AdamW and Muon, which parameter goes to which, their restoring, and learning-rate schedules."""
+"""AdamW and Muon, which parameter goes to which, restoring them, and schedules."""
 
 import copy
 import math

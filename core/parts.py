@@ -32,14 +32,14 @@ def save(state: dict, path: str, also: str = "") -> None:
     shards: list[torch.Tensor] = []
     coordinates: list[int] = []
 
-    def set_aside(tensor: torch.Tensor) -> torch.Tensor:
+    def placeholder(tensor: torch.Tensor) -> torch.Tensor:
         if tensor is local(tensor):
             return tensor.detach()
         shards.append(local(tensor.detach()))
         coordinates[:] = tensor.device_mesh.get_coordinate()
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
-    rest = map_tensors(state, set_aside)
+    rest = map_tensors(state, placeholder)
     *replica, number = coordinates
     names = [f"{state['step']}-{secrets.token_hex(4)}"]  # no other's, whose parts may be in use
     dist.broadcast_object_list(names)

@@ -104,7 +104,7 @@ def test_where_one_process_cannot_write_its_part_the_old_checkpoint_stays(script
     run = [*RUN, "--out_dir=out", "--strategy=fsdp", "--checkpoint_parts=True"]
     script("train.py", *run, "--max_iters=5", ranks=(2, 1))
     before = (tmp_path / "out" / "ckpt.pt").read_bytes()
-    limited = tmp_path / "limited.py"  # rank 1 has no room for more than its part of a log
+    limited = tmp_path / "limited.py"  # no file of rank 1 may exceed 5,000 bytes
     limited.write_text(
         f"import os, resource, runpy, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "size = 5000 if os.environ['RANK'] == '1' else resource.RLIM_INFINITY\n"
