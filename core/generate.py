@@ -228,7 +228,8 @@ def trace_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
         step = TokenStep(model, cache)
         with warnings.catch_warnings():  # it is deprecated, and conditions stay as they are now
             warnings.simplefilter("ignore")
-            traced.append(torch.jit.trace(step, (idx, pos, *tensors), check_trace=False))
+            step = torch.jit.trace(step.eval(), (idx, pos, *tensors), check_trace=False)
+            traced.append(torch.jit.freeze(step))  # one list of operations instead of modules
 
     def decode(idx: Tensor, cache: KVCache) -> Tensor:
         with torch.jit.optimized_execution(False):  # optimizing takes 0.2 s at first

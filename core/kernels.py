@@ -156,7 +156,7 @@ class Int8Linear(nn.Module):
         # without VNNI two products are added in 16 bits, which 2 * 255 * 127 would overflow
         self.levels = 255 if torch.cpu._is_vnni_supported() else 127
         if has_fbgemm():
-            self.weight = fbgemm_weight(self.weight, self.scale)
+            self.weight = fbgemm_weight(self.weight, self.scale, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
@@ -164,23 +164,23 @@ class Int8Linear(nn.Module):
         if isinstance(self.weight, Tensor):
             y = F.linear(rows, self.weight.float()) * self.scale + self.bias
         elif len(rows) == 1:  # the same but for rounding, by one kernel
-            y = fbgemm.linear_dynamic(rows, self.weight, self.levels == 127) + self.bias
+            y = fbgemm.linear_dynamic(rows, self.weight, self.levels == 127)
         else:
             low, high = rows.aminmax(dim=-1, keepdim=True)
             step = (high - low).clamp(min=1e-8) / self.levels
             scaled = (rows - low) / step  # 0 to levels, which the kernel rounds
             y = fbgemm.linear_with_input_q_dq_qweight_dq_output_fp32(scaled, 1.0, 0, self.weight)
-            y = y * step + low * self.sums + self.bias
+            y = (y - self.bias) * step + low * self.sums + self.bias
         return y.view(*x.shape[:-1], y.size(-1))
 
 
-def fbgemm_weight(weight: Tensor, scale: Tensor):
-    """int8 (out, in) with a scale per output (out,), in the order in which FBGEMM reads it."""
+def fbgemm_weight(weight: Tensor, scale: Tensor, bias: Tensor):
+    """int8 (out, in) with a scale and bias per output, in the order in which FBGEMM reads it."""
     zero_points = torch.zeros(len(weight), dtype=torch.long)
     with warnings.catch_warnings():  # such tensors are deprecated; those that can replace them
         warnings.simplefilter("ignore")  # have no kernel of this speed
         weight = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_points, 0)
-        return torch.ops.quantized.linear_prepack(weight, None)
+        return torch.ops.quantized.linear_prepack(weight, bias)
 
 
 def replace_linear(model: nn.Module, kind: type) -> nn.Module:
