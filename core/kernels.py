@@ -115,19 +115,20 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return packed_product()(x, self.weight, self.bias)
+        product = traceable_product() if torch.jit.is_tracing() else packed_product
+        return product(x, self.weight, self.bias)
+
+
+def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 @functools.cache
-def packed_product() -> Callable:
-    """oneDNN's product by packed weights, as a script: torch.jit cannot trace its empty list."""
-
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    with warnings.catch_warnings():
+def traceable_product() -> Callable:
+    """packed_product as a script, since torch.jit cannot trace its empty list."""
+    with warnings.catch_warnings():  # TorchScript is deprecated, see trace_decoding
         warnings.simplefilter("ignore")
-        return torch.jit.script(product)
+        return torch.jit.script(packed_product)
 
 
 def has_fbgemm() -> bool:
