@@ -3,10 +3,8 @@
 for token in generate(model, idx, max_new_tokens=100, sampling=Sampling(top_k=50), seed=1): ...
 """
 
-import copy
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from core import UserError
-from core.device import choose_dtype, try_compile
-from core.kernels import Int8Linear, PackedLinear, can_pack, replace_linear
+from core.device import choose_dtype
+from core.kernels import PackedLinear, can_pack, replace_linear
 
 # how many tokens, one after the other, make up for compile_decoding; on a GPU an estimate
 WORTH_COMPILING = {"cpu": 150, "cuda": 20_000}
@@ -169,6 +167,8 @@ def prepare_for_inference(model: nn.Module, dtype: str, device: torch.device) ->
     if dtype == "auto" and on_cpu:
         dtype = "float32"
     if int8:
+        from core.int8 import Int8Linear  # only now, since the main job needs none of it
+
         return replace_linear(model, Int8Linear).float()
     weights_dtype = choose_dtype(dtype, device)
     model = model.to(weights_dtype)
@@ -190,62 +190,11 @@ def compile_decoding(
         wanted = tokens >= WORTH_COMPILING.get(device, math.inf)
     if not wanted:
         return model
-    decode, outcome = (trace_decoding if device == "cpu" else compile_to_graph)(model, cache)
+    from core import decoding  # only now, as above
+
+    way = decoding.trace if device == "cpu" else decoding.compile_to_graph
+    decode, outcome = way(model, cache)
     cache.reset()
     if outcome:
         print(f"compile  {outcome}", file=sys.stderr)
     return decode
-
-
-class TokenStep(nn.Module):
-    """The model for a single token, as a function of tensors alone: its cache's are among them."""
-
-    def __init__(self, model: nn.Module, cache: KVCache):
-        super().__init__()
-        self.model, self.cache = model, copy.copy(cache)
-        self.cache.advance(1)
-
-    def forward(self, idx: Tensor, pos: Tensor, previous: Tensor, *kv: Tensor) -> Tensor:
-        self.cache.pos, self.cache.end, self.cache.previous = pos, pos[0] + 1, previous
-        self.cache.kv = list(zip(kv[::2], kv[1::2], strict=True))
-        return self.model(idx, cache=self.cache)
-
-
-@torch.inference_mode()
-def trace_decoding(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
-    """On a CPU: its operations are recorded once, and then run in turn without Python.
-
-    In a small model Python takes as long as the matrix products. The operations and their results
-    stay the same. TorchScript is deprecated, but torch.compile, which is to replace it, cannot read
-    the packed weights of FBGEMM and oneDNN, and without these it is slower than eager code.
-    """
-    tensors = [cache.previous, *(tensor for kv in cache.kv for tensor in kv)]
-    idx = torch.zeros(len(cache.previous), 1, dtype=torch.long)
-    pos = torch.zeros(1, dtype=torch.long)
-    traced = []
-
-    def trace() -> None:
-        step = TokenStep(model, cache)
-        with warnings.catch_warnings():  # it is deprecated, and conditions stay as they are now
-            warnings.simplefilter("ignore")
-            step = torch.jit.trace(step.eval(), (idx, pos, *tensors), check_trace=False)
-            traced.append(torch.jit.freeze(step))  # one list of operations instead of modules
-
-    def decode(idx: Tensor, cache: KVCache) -> Tensor:
-        with torch.jit.optimized_execution(False):  # optimizing takes 0.2 s at first
-            return traced[0](idx, cache.pos, *tensors)
-
-    outcome = try_compile(trace)
-    return (decode, "") if traced else (model, outcome)
-
-
-def compile_to_graph(model: nn.Module, cache: KVCache) -> tuple[Callable, str]:
-    """On a GPU: by torch.compile. A token is then one CUDA graph, which needs tensors that stay
-    where they are, and which the third call is the first to replay."""
-    decode = torch.compile(model, dynamic=False, mode="reduce-overhead")
-    for tensor in (cache.previous, *(tensor for kv in cache.kv for tensor in kv)):
-        torch._dynamo.mark_static_address(tensor)
-    cache.fixed = True
-    idx = torch.zeros(len(cache.previous), 1, dtype=torch.long, device=cache.previous.device)
-    tokens = generate(model, idx, min(4, cache.size), Sampling(), cache=cache, decode=decode)
-    return decode, try_compile(lambda: list(tokens))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import VARIANTS, greedy, small, tokens
 
+from core import decoding, int8
 from core import generate as generation
-from core import kernels
 from core.generate import (
     KVCache,
     Sampling,
@@ -17,7 +17,8 @@ from core.generate import (
     prepare_for_inference,
     sample_next_token,
 )
-from core.kernels import Int8Linear, PackedLinear, replace_linear
+from core.int8 import Int8Linear
+from core.kernels import PackedLinear, replace_linear
 from model import GPT, GPTConfig
 
 
@@ -142,7 +143,7 @@ def test_an_int8_product_is_close_and_no_row_changes_another(monkeypatch, cpu, b
     if cpu == "no VNNI":
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     if cpu == "no FBGEMM":
-        monkeypatch.setattr(kernels, "has_fbgemm", lambda: False)
+        monkeypatch.setattr(int8, "has_fbgemm", lambda: False)
     torch.manual_seed(0)
     exact = torch.nn.Linear(64, 32, bias)
     rounded = Int8Linear(exact)
@@ -180,10 +181,10 @@ def test_a_cache_carried_from_turn_to_turn_changes_no_token(fields):
         said = torch.cat((said, reply), dim=1)
 
 
-@pytest.mark.parametrize("compile", [generation.trace_decoding, generation.compile_to_graph])
+@pytest.mark.parametrize("compile", [decoding.trace, decoding.compile_to_graph])
 @pytest.mark.parametrize("fields", [VARIANTS[0], {**VARIANTS[1], "window": 4}])
 def test_compiled_generation_equals_eager_past_block_size_and_for_another_text(fields, compile):
-    on_gpu = torch.cuda.is_available() and compile == generation.compile_to_graph
+    on_gpu = torch.cuda.is_available() and compile == decoding.compile_to_graph
     device = "cuda" if on_gpu else "cpu"
     model = small(**fields).to(device)
     texts = [tokens(2, 7), tokens(2, 1, seed=2), tokens(2, 40, seed=3)]
