@@ -1,22 +1,18 @@
 """The folder of a run, out/NAME: one run at a time, and what an earlier one left in it is kept."""
 
+import fcntl
 import importlib
 import itertools
 import os
 import shutil
-from contextlib import suppress
 from glob import escape, glob
+from pathlib import Path
 
 from core import UserError
 from core.checkpoint import BEST, LATEST, PARTS, PREVIOUS
 from core.distributed import RANK
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
-LOCKS = []  # open files: a lock lasts as long as its file is open
+FILES = (LATEST, PREVIOUS, BEST, "log.jsonl")  # which are replaced whole
 
 
 def check_outputs(settings: dict) -> None:
@@ -30,31 +26,27 @@ def check_outputs(settings: dict) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
         lock(folder)
-        for name in (LATEST, PREVIOUS, BEST, "log.jsonl"):
-            with suppress(FileNotFoundError):
-                os.remove(os.path.join(folder, f"{name}.tmp"))  # of a run that was killed
+        for name in FILES:
+            Path(folder, f"{name}.tmp").unlink(missing_ok=True)  # of a run that was killed
     except OSError as error:
         raise UserError(f"out_dir={folder!r} cannot be written: {error.strerror}.") from None
 
 
 def lock(folder: str) -> None:
     """Keep other runs out of a folder while this process lives; UserError if one is in it."""
-    file = open(os.path.join(folder, ".lock"), "a+")
+    file = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)  # never closed
     try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
+        pid = os.read(file, 20).decode()
         raise UserError(
-            f"out_dir={folder} is in use by process {file.read()}: wait for it or end it, or "
-            "choose another --out_dir."
+            f"out_dir={folder} is in use by process {pid}: wait for it or end it, or choose "
+            "another --out_dir."
         ) from None
     except OSError:  # some network file systems have no locks: the run is not protected there
         pass
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    LOCKS.append(file)
+    os.truncate(file, 0)
+    os.write(file, str(os.getpid()).encode())
 
 
 def backup_previous_run(folder: str) -> str | None:
@@ -62,9 +54,8 @@ def backup_previous_run(folder: str) -> str | None:
 
     Other files, and the folders of other runs, stay where they are.
     """
-    owned = (LATEST, f"{LATEST}.damaged", PREVIOUS, BEST, PARTS, "log.jsonl")
-    owned = (*owned, "events.out.tfevents.*")
-    found = [path for name in owned for path in glob(os.path.join(escape(folder), name))]
+    others = (f"{LATEST}.damaged", PARTS, "events.out.tfevents.*")
+    found = [path for name in FILES + others for path in glob(os.path.join(escape(folder), name))]
     if not found:
         return None
     backups = (f"{os.path.abspath(folder)}-{n}" for n in itertools.count(1))

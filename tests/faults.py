@@ -129,7 +129,7 @@ def cut(run: Run) -> str:
         return counted
 
     def count_all() -> None:
-        for name in ("replace", "link", "remove", "fsync"):
+        for name in ("replace", "link", "unlink", "fsync"):
             setattr(os, name, count(getattr(os, name)))
 
     run.stop()

@@ -99,7 +99,7 @@ def test_the_latest_checkpoint_is_there_at_any_moment_of_a_save(tmp_path, monkey
 
         return call
 
-    for name in ("link", "replace", "remove"):
+    for name in ("link", "replace", "unlink"):
         monkeypatch.setattr(os, name, watched(getattr(os, name)))
     checkpoint.save({**state, "step": 1}, latest, also=best)
     assert len(calls) >= 5
