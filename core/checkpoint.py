@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from core import UserError, gpt2
-from core.dataset import read_meta
-from core.distributed import RANK, local_rank_first, print0, signals_wait
+from core.distributed import RANK, is_sharded, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
 from core.settings import read_settings
 from core.tokenizer import Tokenizer, from_dict
@@ -42,8 +41,7 @@ def save(state: dict, path: str, also: str = "") -> None:
         with signals_wait(), replacing(path, also=also, keep_as=previous) as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
-        # torch makes a RuntimeError of a full disk
-        reason = error if isinstance(error, OSError) else error.__context__
+        reason = error if isinstance(error, OSError) else error.__context__  # torch wraps it
         if not isinstance(reason, OSError):
             raise
         what = f"{path} cannot be written ({reason.strerror}), the old one is kept"
@@ -86,7 +84,7 @@ def model_state(model: nn.Module) -> dict:
         from core import lora  # only now, as above
 
         return lora.model_state(model)
-    return {"model": model.state_dict(keep_vars=True)}
+    return {"model": model.state_dict(keep_vars=is_sharded(model))}  # tied: gathered once
 
 
 def check_model_args(config: type, args: dict, weights: dict) -> dict:
@@ -139,26 +137,21 @@ def load_file(path: str) -> dict:
     if not os.path.exists(path):
         raise UserError(f"there is no checkpoint {path}: train one, or name another run's folder.")
     loaded = load_torch(path)
-    if isinstance(loaded, dict) and "parts" in loaded:
+    if not isinstance(loaded, dict):
+        loaded = {}
+    if "parts" in loaded:
         from core import parts  # only now, as above
 
-        try:
-            loaded = parts.joined(loaded, path)
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} or a part of it is damaged: {error!r}.") from None
-    weights, args = map(loaded.get, ("model", "model_args")) if isinstance(loaded, dict) else (0, 0)
+        loaded = parts.joined(loaded, path)
+    weights, args = loaded.get("model"), loaded.get("model_args")
     is_state = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
-    is_state = is_state and all(t.is_floating_point() and not t.is_meta for t in weights.values())
     if not is_state or not isinstance(args, dict) or type(args.get("vocab_size")) is not int:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     if "tokenizer" in loaded:
         return loaded
     from core import nanogpt  # only now, as above
 
-    try:
-        return nanogpt.read_checkpoint(loaded)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a whole checkpoint of nanoGPT: {error!r}.") from None
+    return nanogpt.read_checkpoint(loaded, path)
 
 
 def resolve_checkpoint(source: str) -> str:
@@ -183,22 +176,15 @@ def resolve_checkpoint(source: str) -> str:
 
 
 def load_tokenizer(loaded: dict, dataset: str = "") -> Tokenizer:
-    """The tokenizer of a checkpoint; one that names none, as nanoGPT's, has that of its dataset.
+    """The tokenizer of a checkpoint; of one that names none, as nanoGPT's, that of a dataset.
 
-    dataset: the name to take instead of the one in the checkpoint. UserError if there is none.
+    dataset: its name, if it is not in the checkpoint. UserError if there is none.
     """
-    saved, name = loaded["tokenizer"], dataset or loaded["config"].get("dataset") or ""
-    folder = os.path.join("data", name)
-    if saved is None and (dataset or (name and os.path.isdir(folder))):
-        saved = read_meta(folder)["tokenizer"]
-        if from_dict(saved).vocab_size != loaded["model_args"]["vocab_size"]:
-            raise UserError(f"{folder} has another vocabulary than {loaded['path']}.")
-    if saved is None:
-        raise UserError(
-            f"{loaded['path']} names no tokenizer that folioGPT knows: sample.py takes that of a "
-            "dataset by --dataset=NAME."
-        )
-    return from_dict(saved)
+    if loaded["tokenizer"] is None:
+        from core import vocabulary  # only now, as above
+
+        return vocabulary.tokenizer_of_dataset(loaded, dataset)
+    return from_dict(loaded["tokenizer"])
 
 
 def start_model(

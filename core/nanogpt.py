@@ -49,8 +49,15 @@ def read_meta(folder: str) -> dict:
     return {"tokenizer": {"kind": "gpt2"}, "source": {"name": "GPT-2, since it has no meta.json"}}
 
 
-def read_checkpoint(loaded: dict) -> dict:
+def read_checkpoint(loaded: dict, path: str) -> dict:
     """Its checkpoint in the form of core/checkpoint.py; the tokenizer is GPT-2's, or unknown."""
+    try:
+        return converted(loaded)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a whole checkpoint of nanoGPT: {error!r}.") from None
+
+
+def converted(loaded: dict) -> dict:
     args, optimizer = {**loaded["model_args"], "activation": "gelu"}, loaded.get("optimizer")
     is_gpt2 = args["vocab_size"] in (50257, 50304)  # nanoGPT pads GPT-2's vocabulary
     args["vocab_size"] = 50257 if is_gpt2 else args["vocab_size"]

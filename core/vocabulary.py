@@ -1,12 +1,30 @@
 """A checkpoint with the vocabulary of a dataset: its own, or resized token by token."""
 
+import os
+
 import torch
 
 from core import UserError
 from core.checkpoint import load_tokenizer
+from core.dataset import read_meta
 from core.distributed import print0
 from core.kernels import pad_vocab
-from core.tokenizer import Tokenizer
+from core.tokenizer import Tokenizer, from_dict
+
+
+def tokenizer_of_dataset(loaded: dict, dataset: str) -> Tokenizer:
+    """The tokenizer of a checkpoint that names none: that of this dataset, or of its own if ""."""
+    name = dataset or loaded["config"].get("dataset") or ""
+    folder = os.path.join("data", name)
+    if not (dataset or (name and os.path.isdir(folder))):
+        raise UserError(
+            f"{loaded['path']} names no tokenizer that folioGPT knows: sample.py takes that of a "
+            "dataset by --dataset=NAME."
+        )
+    tokenizer = from_dict(read_meta(folder)["tokenizer"])
+    if tokenizer.vocab_size != loaded["model_args"]["vocab_size"]:
+        raise UserError(f"{folder} has another vocabulary than {loaded['path']}.")
+    return tokenizer
 
 
 def of_dataset(tokenizer: Tokenizer, loaded: dict, resuming: bool) -> dict:
