@@ -138,35 +138,6 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def map_tensors(tree, change: Callable):
-    """The dicts and lists of a state with change(tensor) in place of each tensor.
-
-    A tensor that occurs twice, such as tied weights, is changed once.
-    """
-    done = {}
-
-    def walk(tree):
-        if isinstance(tree, dict):
-            return {key: walk(value) for key, value in tree.items()}
-        if isinstance(tree, list):
-            return [walk(value) for value in tree]
-        if torch.is_tensor(tree) and id(tree) not in done:
-            done[id(tree)] = change(tree)
-        return done.get(id(tree), tree)
-
-    return walk(tree)
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor | None:
-    """A tensor of a state, without its graph; of a shard, which all ranks must have, rank 0 gets
-    the whole, on the CPU, the others get None."""
-    tensor = tensor.detach()
-    if not hasattr(tensor, "full_tensor"):
-        return tensor
-    tensor = tensor.full_tensor()
-    return tensor.cpu() if RANK == 0 else None
-
-
 def clip_grad_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
     """torch.nn.utils.clip_grad_norm_; the norm is that of all shards together."""
     if not is_sharded(model):

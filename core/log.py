@@ -18,27 +18,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import partial
 
 import numpy as np
 import torch
 
 from core import UserError, checkpoint
 from core.device import device_name, peak_flops
-from core.distributed import (
-    RANK,
-    WORLD_SIZE,
-    all_reduce_sum,
-    any_rank,
-    is_sharded,
-    map_tensors,
-    print0,
-    whole,
-)
+from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, is_sharded, print0
 from core.files import replacing
 from core.run_folder import backup_previous_run
-
-ONE_FILE = 64e9  # bytes: a larger checkpoint, of more than 5 billion parameters, is in parts
 
 
 def append(path: str, record: dict) -> None:
@@ -174,9 +162,7 @@ class RunLog:
         self.peak_tokens_per_s = peak and peak * WORLD_SIZE / model.flops_per_token()
         self.step, self.time = start_step, time.perf_counter()
         self.failures: set[str] = set()
-        is_large = 12 * facts["parameters"] > ONE_FILE  # with AdamW's moments
-        in_parts = settings["checkpoint_parts"]
-        self.in_parts = is_sharded(model) and (is_large if in_parts == "auto" else in_parts)
+        self.is_sharded, self.trackers = is_sharded(model), []
         self.skip_nonfinite, self.skips, self.skipped_step = settings["skip_nonfinite"], 0, 0
         if not self.writes:
             return
@@ -201,13 +187,14 @@ class RunLog:
         return True
 
     def save(self, state: dict, path: str, also: str) -> bool:
-        """Whether a checkpoint is written, by the rank that writes; all ranks ask, and agree."""
-        if self.in_parts:
+        """Whether a checkpoint is written, by the ranks that write; all ranks ask, and agree."""
+        save = checkpoint.save
+        if self.is_sharded:
             from core import parts  # only now, since few runs need it
 
-            return not any_rank(not self.attempt(partial(parts.save, state, path, also)))
-        write = partial(checkpoint.save, map_tensors(state, whole), path, also)
-        return not any_rank(self.writes and not self.attempt(write))
+            save = parts.save
+        writes = self.writes or self.is_sharded
+        return not any_rank(writes and not self.attempt(lambda: save(state, path, also)))
 
     def write(self, record: dict) -> None:
         # JSON has no NaN and no infinity

@@ -1,4 +1,6 @@
-"""A checkpoint in parts: each process writes its shards, all at once, and nothing is gathered.
+"""A checkpoint of shards: gathered into one file, or, where that would be too large, in parts.
+
+In parts, each process writes its shards, all at once, and nothing is gathered:
 
     out/NAME/ckpt.pt                 as in core/checkpoint.py, with an empty tensor for each shard,
                                      and "parts": ["2000-5b1e07c4/0.pt", "2000-5b1e07c4/1.pt", ...]
@@ -14,21 +16,37 @@ import itertools
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from glob import escape, glob
 
 import torch
 import torch.distributed as dist
 
 from core import UserError, checkpoint
-from core.distributed import RANK, WORLD_SIZE, local, map_tensors, signals_wait
+from core.distributed import RANK, WORLD_SIZE, local, signals_wait
 from core.files import load_torch, sync_folder
+
+ONE_FILE = 64e9  # bytes: a larger checkpoint, of more than 5 billion parameters, is in parts
 
 
 def save(state: dict, path: str, also: str = "") -> None:
     """checkpoint.save, by all ranks together, of a state with shards.
 
-    UserError if this or another rank cannot write.
+    UserError, at least on rank 0, if a rank cannot write.
     """
+    in_parts = state["config"]["checkpoint_parts"]
+    if in_parts == "auto":
+        parameters = sum(p.numel() for p in set(state["model"].values()))  # tied ones count once
+        in_parts = 12 * parameters > ONE_FILE  # with AdamW's moments
+    if in_parts:
+        return save_parts(state, path, also)
+    gathered = map_tensors(state, whole)
+    if RANK == 0:
+        checkpoint.save(gathered, path, also)
+
+
+def save_parts(state: dict, path: str, also: str) -> None:
+    """Each rank writes its shards, then rank 0 what they belong to; UserError if one cannot."""
     shards: list[torch.Tensor] = []
     coordinates: list[int] = []
 
@@ -95,19 +113,27 @@ def joined(loaded: dict, path: str) -> dict:
 
     UserError if a part is missing or damaged.
     """
-    parts = []
-    for part in loaded["parts"]:
-        found = part_path(path, part)
-        if not os.path.exists(found):
-            raise UserError(
-                f"{path} lacks its part {found}: copy the folder {checkpoint.PARTS} with it, or "
-                "make one file of them by python -m tools.join where they are."
-            )
-        parts.append(load_torch(found))
+    try:
+        return join(loaded, [read_part(path, part) for part in loaded["parts"]])
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} or a part of it is damaged: {error!r}.") from None
+
+
+def read_part(path: str, part: str) -> list[torch.Tensor]:
+    found = part_path(path, part)
+    if not os.path.exists(found):
+        raise UserError(
+            f"{path} lacks its part {found}: copy the folder {checkpoint.PARTS} with it, or "
+            "make one file of them by python -m tools.join where they are."
+        )
+    return load_torch(found)
+
+
+def join(loaded: dict, parts: list[list[torch.Tensor]]) -> dict:
     numbers = itertools.count()
     weights = {id(tensor) for tensor in loaded["model"].values()}
 
-    def join(tensor: torch.Tensor):
+    def join_shards(tensor: torch.Tensor):
         if not tensor.is_meta:
             return tensor
         number = next(numbers)
@@ -116,4 +142,33 @@ def joined(loaded: dict, path: str) -> dict:
             raise ValueError("its parts are not those of one checkpoint")
         return torch.cat(shards) if id(tensor) in weights else shards
 
-    return map_tensors(loaded, join)
+    return map_tensors(loaded, join_shards)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A tensor of a state, without its graph; of a shard, which all ranks must have, rank 0 gets
+    the whole, on the CPU, the others get None."""
+    tensor = tensor.detach()
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    tensor = tensor.full_tensor()
+    return tensor.cpu() if RANK == 0 else None
+
+
+def map_tensors(tree, change: Callable):
+    """The dicts and lists of a state with change(tensor) in place of each tensor.
+
+    A tensor that occurs twice, such as tied weights, is changed once.
+    """
+    done = {}
+
+    def walk(tree):
+        if isinstance(tree, dict):
+            return {key: walk(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [walk(value) for value in tree]
+        if torch.is_tensor(tree) and id(tree) not in done:
+            done[id(tree)] = change(tree)
+        return done.get(id(tree), tree)
+
+    return walk(tree)
