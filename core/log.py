@@ -122,35 +122,6 @@ def warnings_about(s: dict) -> Iterator[str]:
         yield f"max_iters={steps} ends within warmup_iters={warmup}: the rate stays below its peak"
 
 
-def trackers(settings: dict, run_id: str, start_step: int) -> list[Callable[[dict], None]]:
-    """Functions that pass each record on, as wandb_log and tensorboard_log ask for."""
-    wanted: list[Callable[[dict], None]] = []
-    if settings["wandb_log"]:
-        import wandb
-
-        name = settings["wandb_run_name"] or os.path.basename(os.path.abspath(settings["out_dir"]))
-        project = settings["wandb_project"]
-        try:
-            run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=settings)
-        except Exception as error:  # no account, no network: its errors have no common type
-            raise UserError(f"wandb cannot start: {error} Or train without --wandb_log.") from error
-        wanted.append(lambda record: run.log(record, step=record["step"]))
-    if settings["tensorboard_log"]:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # a reader drops the points of this step and later ones, of which most come again
-        writer = SummaryWriter(settings["out_dir"], purge_step=start_step)
-
-        def add_scalars(record: dict) -> None:
-            for name, value in record.items():
-                if name != "step" and value is not None:
-                    writer.add_scalar(name, value, record["step"])
-            writer.flush()  # what is written outlives a crash
-
-        wanted.append(add_scalars)
-    return wanted
-
-
 class RunLog:
     """The log of one run, with the speed since the line before."""
 
@@ -173,7 +144,10 @@ class RunLog:
         run_ids = (r["run_id"] for r in read(self.path) if "run_id" in r)
         run_id = next(run_ids, uuid.uuid4().hex)
         append(self.path, {**facts, "start_step": start_step, "run_id": run_id})
-        self.trackers = trackers(settings, run_id, start_step)
+        if settings["wandb_log"] or settings["tensorboard_log"]:
+            from core import trackers  # only now, since the main job has none
+
+            self.trackers = trackers.start(settings, run_id, start_step)
 
     def attempt(self, write: Callable[[], None]) -> bool:
         """Whether a write to the disk succeeded; a failure is warned of, once, and outlived."""
