@@ -80,7 +80,7 @@ deterministic: Literal["auto", True, False] = "auto"  # resume bit for bit; auto
 strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"  # of processes; auto = ddp if it fits
 checkpoint_parts: Literal["auto", True, False] = "auto"  # fsdp: a file per rank; auto = over 64 GB
 activation_checkpointing = False  # compute blocks again in the backward pass, to save memory
-backend = "auto"  # of torch.distributed: auto, nccl, gloo
+backend: Literal["auto", "nccl", "gloo"] = "auto"  # of torch.distributed
 dist_timeout = 600.0  # seconds that a process waits for the others
 peak_tflops = 0.0  # the device's peak, for MFU; 0 = look it up by its name
 # trackers

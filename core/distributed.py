@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from textwrap import TextWrapper
 
 import torch
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from core import UserError, end_with_parent, exit_at_once
+from core import stop_signals
 
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
@@ -27,49 +26,19 @@ PREPARING = []  # the process group in which ranks wait up to 2 hours for prepar
 
 
 def init(device: torch.device, backend: str, timeout: float) -> None:
-    """Join the process group. timeout: seconds that a rank waits for the others.
+    """Join the process group, in which a rank waits for the others for `timeout` seconds."""
+    if WORLD_SIZE > 1:
+        from core import process_group  # only now, since one process has none
 
-    backend: auto, nccl or gloo; UserError if the device cannot.
-    """
-    if WORLD_SIZE == 1:
-        return
-    if backend == "auto":
-        backend = "nccl" if device.type == "cuda" else "gloo"
-    if backend not in ("nccl", "gloo") or (backend == "nccl" and device.type != "cuda"):
-        raise UserError(f"backend={backend}: use auto, gloo, or with GPUs nccl.")
-    if backend == "nccl":
-        backend = "cpu:gloo,cuda:nccl"  # flags and sums travel on the CPU
-    end_with_parent()  # which is torchrun
-    # torchrun's store outlives a restart, with the addresses of the processes that have ended:
-    # https://github.com/pytorch/pytorch/issues/135712
-    store, _, _ = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=RANK,
-        world_size=WORLD_SIZE,
-        timeout=timedelta(seconds=timeout),
-    )
-    PREPARING.append(dist.new_group(timeout=timedelta(hours=2), backend="gloo"))
+        PREPARING.append(process_group.join(device, backend, timeout))
 
 
 def check_ranks_agree(facts: dict) -> None:
-    """UserError, on every rank, if a rank has other values than rank 0.
-
-    Two machines without a shared folder would otherwise wait for each other, or train two models.
-    """
-    everyone = [facts] * WORLD_SIZE
+    """UserError, on every rank, if a rank has other values than rank 0."""
     if WORLD_SIZE > 1:
-        dist.all_gather_object(everyone, facts)
-    for rank, theirs in enumerate(everyone):
-        for name in {**everyone[0], **theirs}:  # one may have a file that the other lacks
-            ours, other = everyone[0].get(name), theirs.get(name)
-            if other != ours:
-                raise UserError(
-                    f"rank {rank} has {name}={other} and rank 0 {ours}: all machines need "
-                    "the same command, data and out_dir, for example on a shared folder."
-                )
+        from core import process_group  # only now, as above
+
+        process_group.compare(facts)
 
 
 def print0(text: str, wrap: bool = True) -> None:
@@ -148,19 +117,12 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
     return norm
 
 
-def stop_signals() -> list[int]:
-    """Those that ask to stop: SIGINT and SIGTERM, and, unless they are ignored, SIGHUP, of a
-    terminal that closes, and SIGUSR1, of a cluster whose time ends."""
-    others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-    others = [s for s in others if signal.getsignal(s) != signal.SIG_IGN]
-    return [signal.SIGINT, signal.SIGTERM, *others]
-
-
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Signals that ask to stop are handled after the block."""
+    """Signals that ask to stop, Ctrl-C's too, are handled after the block."""
     came: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: came.append(number)) for s in stop_signals()}
+    numbers = [signal.SIGINT, *stop_signals()]
+    previous = {s: signal.signal(s, lambda number, _: came.append(number)) for s in numbers}
     try:
         yield
     finally:
@@ -171,7 +133,7 @@ def signals_wait() -> Iterator[None]:
 
 
 def catch_signals() -> list[int]:
-    """A list that will hold the number of a signal that came, of stop_signals.
+    """A list that will hold the number of a signal that came, Ctrl-C's or one of stop_signals.
 
     The same signal again ends the process at once, unless a checkpoint is being written.
     """
@@ -184,7 +146,7 @@ def catch_signals() -> list[int]:
             with suppress(OSError):  # not print(), which this may have interrupted
                 os.write(1, b"stopping after this step; the same signal again stops at once\n")
 
-    previous = {s: signal.signal(s, note) for s in stop_signals()}
+    previous = {s: signal.signal(s, note) for s in [signal.SIGINT, *stop_signals()]}
     return caught
 
 
@@ -192,5 +154,7 @@ def leave(status: int) -> None:
     """End the program together with the other ranks."""
     if WORLD_SIZE == 1:
         raise SystemExit(status)
+    from core import ending  # only now, as above
+
     any_rank(False)
-    exit_at_once(status)
+    ending.exit_at_once(status)

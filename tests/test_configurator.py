@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from core import UserError, print_user_error
+from core import UserError, report_error
 from core.gpt2 import set_size
 from model import GPTConfig
 
@@ -231,7 +231,7 @@ def test_every_shipped_config_is_accepted_and_opens_with_its_command():
 
 def test_out_of_gpu_memory_names_the_settings_to_lower(capfd):
     with pytest.raises(SystemExit) as left:
-        print_user_error(torch.OutOfMemoryError, torch.OutOfMemoryError("tried 2 GiB"), None)
+        report_error(torch.OutOfMemoryError, torch.OutOfMemoryError("tried 2 GiB"), None)
     assert left.value.code == 2
     said = capfd.readouterr().err
     assert all(name in said for name in ("--batch_size", "--block_size", "tried 2 GiB"))
@@ -243,7 +243,7 @@ def test_a_full_disk_and_a_path_that_cannot_be_written_are_one_sentence(capfd):
         (PermissionError(13, "Permission denied", "a.png"), "a.png: Permission denied."),
     ):
         with pytest.raises(SystemExit) as left:
-            print_user_error(type(error), error, None)
+            report_error(type(error), error, None)
         assert left.value.code == 2
         assert capfd.readouterr().err.endswith(f": {sentence}\n")
 

@@ -26,8 +26,9 @@ from configurator import configure
 import numpy as np
 from tqdm import tqdm
 
-from core import UserError, exit_at_once, splits, texts
+from core import UserError, splits, texts
 from core.dataset import DTYPES, SPLITS, Writer, folder_for, read_meta
+from core.ending import exit_at_once
 from core.tokenizer import GPT2Tokenizer
 
 # ---- settings ------------------------------------------------------------------------------------
