@@ -107,10 +107,8 @@ if init_from == "auto":
 folder = os.path.join("data", dataset)
 tokenizer = ensure_prepared(folder, prepare)
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
-build = distributed.model_builder(settings, device, matmul_dtype)
-model, resumed = checkpoint.start_model(
-    GPT, config, init_from, out_dir, tokenizer, lora_rank, build
-)
+make, resumed = checkpoint.start_from(init_from, GPT, config, out_dir, tokenizer, lora_rank)
+model = distributed.build_model(make, settings, device, matmul_dtype)
 select_trainable(model, train_only, matmul_dtype)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
 data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
@@ -133,7 +131,7 @@ net = distributed.parallel(model)  # under torchrun, DDP around the model, unles
 if compiled:
     compile_model(net, x[:micro_batch], y[:micro_batch], amp, data.has_answers, deterministic)
 run_log = RunLog(settings, facts, model, data, start_step, resumed is not None)
-resumed = None  # its tensors are not needed any more
+make = resumed = None  # their tensors are not needed any more
 
 
 # ---- evaluation and saving -----------------------------------------------------------------------

@@ -11,6 +11,7 @@ nanoGPT's ckpt.pt files, Hugging Face's GPT-2 folders and PEFT's are read into t
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from glob import glob
 
@@ -187,15 +188,15 @@ def load_tokenizer(loaded: dict, dataset: str = "") -> Tokenizer:
     return from_dict(loaded["tokenizer"])
 
 
-def start_model(
-    gpt: type, config, init_from: str, out_dir: str, tokenizer, lora_rank=0, build=lambda f: f()
-) -> tuple[nn.Module, dict | None]:
-    """The model that a run starts from, and the checkpoint if it resumes one, else None.
+def start_from(
+    init_from: str, gpt: type, config, out_dir: str, tokenizer, lora_rank=0
+) -> tuple[Callable[[], nn.Module], dict | None]:
+    """A function that makes the model to train, and the checkpoint if it resumes one, else None.
 
-    gpt: the class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and
-    only dropout, untied_head and a shorter block_size may differ. tokenizer: the dataset's.
-    init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes. lora_rank: 0
-    trains the weights. build: see model_builder in core/distributed.py.
+    init_from: scratch, resume (the run in out_dir), or what resolve_checkpoint takes. gpt: the
+    class GPT. config: the GPTConfig that is asked for; a checkpoint brings its own, and only
+    dropout and, at a new run's start, untied_head and a shorter block_size may differ.
+    tokenizer: the dataset's. lora_rank: 0 trains the weights.
     """
     resuming, loaded = init_from == "resume", None
     with local_rank_first():  # it may be downloaded; ranks that start otherwise meet here too
@@ -207,7 +208,7 @@ def start_model(
         if not resuming:
             loaded = lora.as_base(loaded, init_from, out_dir, tokenizer, lora_rank)
     if loaded is None:
-        return build(lambda: gpt(config)), None
+        return lambda: gpt(config), None
     if loaded["tokenizer"] != tokenizer.to_dict():
         from core import vocabulary  # only now, as above
 
@@ -222,20 +223,16 @@ def start_model(
         model = gpt.from_state_dict(args, {k: v for k, v in weights.items() if ".lora_" not in k})
         return lora.add(model, loaded["lora"], weights) if lora_rank else model
 
-    return build(make), loaded if resuming else None
+    return make, loaded if resuming else None
 
 
 def agreed_args(config, loaded: dict, resuming: bool) -> dict:
     """The checkpoint's model_args, with what of the GPTConfig that is asked for may differ."""
     defaults = asdict(type(config)(loaded["model_args"]["vocab_size"]))  # what it does not state
     args = {**defaults, **loaded["model_args"], "dropout": config.dropout}
-    if resuming and config.block_size < args["block_size"]:
-        raise UserError(
-            f"block_size={config.block_size} is not the checkpoint's {args['block_size']}: resume "
-            f"with its own, or start a run from its weights by --init_from={loaded['path']}."
-        )
-    args["block_size"] = min(args["block_size"], config.block_size)
-    args["untied_head"] |= config.untied_head and not (resuming or loaded["lora"])
+    if not resuming:
+        args["block_size"] = min(args["block_size"], config.block_size)
+        args["untied_head"] |= config.untied_head and not loaded["lora"]
     for name, value in asdict(config).items():
         if args[name] != value:
             print0(f"model    {name}={args[name]} as in the checkpoint, not {value}")

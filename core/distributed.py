@@ -76,16 +76,16 @@ def local_rank_first() -> Iterator[None]:
         dist.barrier(PREPARING[0])
 
 
-def model_builder(s: dict, device: torch.device, dtype: torch.dtype) -> Callable:
-    """The function build(make): what make() returns, a model, put on its device.
+def build_model(make: Callable[[], nn.Module], s: dict, device, dtype: torch.dtype) -> nn.Module:
+    """What `make` makes, on its device; of several processes each may get a shard of it.
 
-    Several processes may each get a shard of it. s: train.py's settings. dtype: of matrix products.
+    s: train.py's settings. dtype: of matrix products.
     """
     if WORLD_SIZE == 1 and not s["activation_checkpointing"]:
-        return lambda make: make().to(device)
-    from core import sharding  # only now, since one process needs none of it
+        return make().to(device)
+    from core import sharding  # only now, as above
 
-    return lambda make: sharding.build_model(make, s, device, dtype)
+    return sharding.build_model(make, s, device, dtype)
 
 
 def parallel(model: nn.Module) -> nn.Module:

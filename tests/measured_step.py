@@ -58,7 +58,7 @@ random = torch.get_rng_state()
 shards = sharding.shards_of(strategy)
 counted = sharding.bytes_per_process(whole, s, torch.bfloat16, 1, shards)
 torch.manual_seed(0)
-model = distributed.model_builder(s, device, torch.bfloat16)(lambda: GPT(config))
+model = distributed.build_model(lambda: GPT(config), s, device, torch.bfloat16)
 assert torch.equal(random, torch.get_rng_state())
 for (name, p), wanted in zip(model.named_parameters(), whole.parameters(), strict=True):
     found = p.full_tensor() if strategy != "ddp" else p

@@ -318,7 +318,8 @@ def test_a_tied_model_starts_an_untied_one_with_a_copy_of_its_head(tmp_path):
     state = {"model": model.state_dict(), "model_args": ARGS, "tokenizer": tokenizer.to_dict()}
     checkpoint.save(state, path)
     wanted = GPTConfig(**ARGS, untied_head=True, dropout=0.1)
-    started, resumed = checkpoint.start_model(GPT, wanted, path, "", tokenizer)
+    make, resumed = checkpoint.start_from(path, GPT, wanted, "", tokenizer)
+    started = make()
     assert resumed is None and started.config.dropout == 0.1
     head, wte = started.lm_head.weight, started.transformer.wte.weight
     assert torch.equal(head, wte) and head.data_ptr() != wte.data_ptr()
@@ -360,8 +361,8 @@ def test_fields_that_a_checkpoint_does_not_state_have_their_defaults(tmp_path, c
     tokenizer = CharTokenizer(map(chr, range(65)))
     path = saved_model(tmp_path / "a.pt", tokenizer.to_dict())
     leaks = dict(qk_norm=True, smear=1, logit_softcap=15.0, window=8)
-    model, _ = checkpoint.start_model(GPT, GPTConfig(**ARGS, **leaks), path, "", tokenizer)
-    assert model.config == GPTConfig(**ARGS)
+    make, _ = checkpoint.start_from(path, GPT, GPTConfig(**ARGS, **leaks), "", tokenizer)
+    assert make().config == GPTConfig(**ARGS)
     said = capsys.readouterr().out
     for name, value in leaks.items():
         assert f"{name}={getattr(GPTConfig, name)} as in the checkpoint, not {value}" in said
@@ -371,7 +372,7 @@ def test_a_tokenizer_and_a_model_that_do_not_fit_are_one_sentence(tmp_path, caps
     def start(path, chars, resume=False):
         init_from = "resume" if resume else path
         tokenizer, folder = CharTokenizer(map(chr, range(chars))), str(tmp_path)
-        return checkpoint.start_model(GPT, GPTConfig(**ARGS), init_from, folder, tokenizer)[0]
+        return checkpoint.start_from(init_from, GPT, GPTConfig(**ARGS), folder, tokenizer)[0]()
 
     unknown = saved_model(tmp_path / "unknown.pt", None)
     assert start(unknown, 65).config.vocab_size == 65
@@ -402,13 +403,15 @@ def test_a_checkpoint_without_a_tokenizer_has_that_of_its_dataset(tmp_path, monk
         checkpoint.load_tokenizer(loaded, "other")
 
 
-def test_resuming_with_a_shorter_context_is_one_sentence(tmp_path):
+def test_a_resumed_run_keeps_its_context_and_a_new_one_may_have_a_shorter_one(tmp_path, capsys):
     tokenizer = CharTokenizer(map(chr, range(65)))
     path = saved_model(tmp_path / "ckpt.pt", tokenizer.to_dict())
     shorter = GPTConfig(**{**ARGS, "block_size": 8})
-    assert checkpoint.start_model(GPT, shorter, path, "", tokenizer)[0].config.block_size == 8
-    with pytest.raises(UserError, match="block_size=8 is not the checkpoint's 16"):
-        checkpoint.start_model(GPT, shorter, "resume", str(tmp_path), tokenizer)
+    make, _ = checkpoint.start_from(path, GPT, shorter, "", tokenizer)
+    assert make().config.block_size == 8
+    make, _ = checkpoint.start_from("resume", GPT, shorter, str(tmp_path), tokenizer)
+    assert make().config.block_size == 16
+    assert "block_size=16 as in the checkpoint, not 8" in capsys.readouterr().out
 
 
 def test_resuming_compares_the_optimizers_kind_and_parameters():
