@@ -51,8 +51,8 @@ def print0(text: str, wrap: bool = True) -> None:
 
 
 def all_reduce_sum(*values) -> list[float]:
-    """The sums of scalars over all ranks; values: of torch or numpy."""
-    total = torch.tensor([value.item() for value in values], dtype=torch.float64)
+    """The sums of numbers, or of scalar tensors, over all ranks."""
+    total = torch.tensor([float(value) for value in values], dtype=torch.float64)
     if WORLD_SIZE > 1:
         dist.all_reduce(total)
     return total.tolist()
@@ -60,10 +60,7 @@ def all_reduce_sum(*values) -> list[float]:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank; on the CPU, so that no GPU has to finish its work."""
-    flags = torch.tensor(int(flag))
-    if WORLD_SIZE > 1:
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags)
+    return all_reduce_sum(flag)[0] > 0
 
 
 @contextmanager
@@ -109,10 +106,9 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
     """torch.nn.utils.clip_grad_norm_; the norm is that of all shards together."""
-    if not is_sharded(model):
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = norm.full_tensor() if is_sharded(model) else norm
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 

@@ -48,10 +48,7 @@ def read(path: str) -> list[dict]:
 
 
 def rewind(path: str, step: int) -> None:
-    """Drop what a resumed run does again: training lines after `step`, evaluations from it on.
-
-    Damaged lines go too, and are counted on the screen.
-    """
+    """Drop what a resumed run does again: training lines after `step`, evaluations from it on."""
     records = read(path)
     if os.path.exists(path):
         with open(path, "rb") as file:
@@ -65,11 +62,11 @@ def rewind(path: str, step: int) -> None:
                 file.write(json.dumps(record) + "\n")
 
 
-def check_finite(what: str, *values: float) -> None:
-    if not all(map(math.isfinite, values)):
+def check_finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
         raise UserError(
-            f"{what} is {', '.join(map(str, values))}: training has diverged; lower "
-            "--learning_rate or --muon_lr, or raise --warmup_iters. The last checkpoint is kept."
+            f"{what} is {value}: training has diverged; lower --learning_rate or --muon_lr, or "
+            "raise --warmup_iters. The last checkpoint is kept."
         )
 
 
@@ -89,7 +86,6 @@ def opening_report(s: dict, model, data, optimizers: dict, step: int, dtype, com
     parameters = sum(p.numel() for p in model.parameters())
     splits = " + ".join(f"{split.length:,} {name}" for name, split in data.splits.items())
     source = data.meta["source"]["name"]
-    source = source if len(source) <= 60 else f"...{source[-57:]}"
     how = "compiled" if compiled else "eager"
     print0(f"device   {WORLD_SIZE} x {device}, matmul dtype {str(dtype)[6:]}, {how}")
     print0(f"data     {data.folder}: {splits} tokens of {source}")
@@ -115,8 +111,8 @@ def opening_report(s: dict, model, data, optimizers: dict, step: int, dtype, com
 def warnings_about(s: dict) -> Iterator[str]:
     """Sentences about settings that are accepted but are probably a mistake."""
     if s["decay_lr"] and s["lr_schedule"] != "constant" and s["min_lr"] > s["learning_rate"]:
-        min_lr, rate = s["min_lr"], s["learning_rate"]
-        yield f"min_lr={min_lr:g} is above learning_rate={rate:g}: the learning rate rises"
+        rate = f"learning_rate={s['learning_rate']:g}"
+        yield f"min_lr={s['min_lr']:g} is above {rate}: the learning rate rises"
     if s["decay_lr"] and not s["warmup_tokens"] and 0 < s["max_iters"] <= s["warmup_iters"]:
         steps, warmup = s["max_iters"], s["warmup_iters"]
         yield f"max_iters={steps} ends within warmup_iters={warmup}: the rate stays below its peak"

@@ -112,16 +112,15 @@ import runpy, sys, torch
 first, last = map(int, sys.argv[1:3])
 sys.argv = sys.argv[3:]
 sys.path.insert(0, sys.argv[0].removesuffix("train.py"))
-calls, clip = 0, torch.nn.utils.clip_grad_norm_
-def clip_grad_norm_(parameters, max_norm):
+calls, norm = 0, torch.nn.utils.get_total_norm
+def get_total_norm(grads):
     global calls
     calls += 1
-    parameters = list(parameters)
     if first <= calls <= last:
-        for p in parameters:
-            p.grad.fill_(torch.nan)
-    return clip(parameters, max_norm)
-torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
+        for grad in grads:
+            grad.fill_(torch.nan)
+    return norm(grads)
+torch.nn.utils.get_total_norm = get_total_norm
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
