@@ -46,7 +46,8 @@ def stop_signals() -> list[int]:
 
     Without those that are ignored, as nohup asks for.
     """
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    names = ("SIGTERM", "SIGHUP", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 

@@ -53,6 +53,8 @@ def add_name(path: str | Path, name: str) -> None:
 
 def sync_folder(path: str) -> None:
     """Put the names in a folder on the disk, so that a power cut does not undo a renaming."""
+    if os.name == "nt":  # there a folder cannot be opened
+        return
     folder = os.open(path or ".", os.O_RDONLY)
     with suppress(OSError):  # some network file systems cannot
         os.fsync(folder)
@@ -65,12 +67,13 @@ def load_torch(path: str):
     UserError if it is damaged or holds more than tensors and plain types.
     """
     is_zip = zipfile.is_zipfile(path)  # it is not in files of before 2020, such as DialoGPT's
+    mmap = is_zip and os.name != "nt"  # Windows would not let a run replace a file that is mapped
     try:
         if is_zip:  # torch does not look at its checksums: 0.3 s per GB
             with zipfile.ZipFile(path) as file:
                 if damaged := file.testzip():
                     raise ValueError(f"the checksum of {damaged} differs")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damage shows in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         if isinstance(error, pickle.UnpicklingError):  # torch would say how to run it all the same

@@ -1,6 +1,5 @@
 """The folder of a run, out/NAME: one run at a time, and what an earlier one left in it is kept."""
 
-import fcntl
 import importlib
 import itertools
 import os
@@ -11,6 +10,11 @@ from pathlib import Path
 from core import UserError
 from core.checkpoint import BEST, LATEST, PARTS, PREVIOUS
 from core.distributed import RANK
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 FILES = (LATEST, PREVIOUS, BEST, "log.jsonl")  # which are replaced whole
 
@@ -36,7 +40,8 @@ def lock(folder: str) -> None:
     """Keep other runs out of a folder while this process lives; UserError if one is in it."""
     file = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)  # never closed
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.read(file, 20).decode()
         raise UserError(
