@@ -155,7 +155,7 @@ def split_loss(split: str, limit: int) -> tuple[float, float]:
         if cut_short := any_rank(bool(caught)):
             break
     loss, targets, correct, examples = all_reduce_sum(*torch.stack(sums).cpu().double().sum(0))
-    return loss / require_targets(split, targets, cut_short), correct / examples
+    return loss / require_targets(split, targets, cut_short), correct / max(1.0, examples)
 
 
 def evaluate() -> dict[str, float]:
