@@ -201,17 +201,11 @@ class Muon(Optimizer):
             if trained:
                 params += [(p, group) for p in trained]
                 directions += self.nesterov(trained, group)
-        if not params:
-            return
-        by_rate = defaultdict(list)
         updates = self.orthogonalized(params, directions)
         for (p, group), update in zip(params, updates, strict=True):
             rows, cols = p.size(-2) // group["stacked"], p.size(-1)
             scale = max(1.0, rows / cols) ** 0.5  # equal change of the output for every shape
-            by_rate[-group["lr"] * scale].append((local(p), update.to(p.dtype)))
-        for rate, pairs in by_rate.items():
-            matrices, changes = zip(*pairs, strict=True)
-            torch._foreach_add_(list(matrices), list(changes), alpha=rate)
+            local(p).add_(update, alpha=-group["lr"] * scale)
 
     def nesterov(self, params: list, group: dict) -> tuple[Tensor, ...]:
         """Nesterov's momentum of each gradient; the weights decay on the way."""
@@ -227,45 +221,35 @@ class Muon(Optimizer):
         return torch._foreach_lerp(grads, moments, group["momentum"])
 
     def orthogonalized(self, params: list, directions: list) -> list[Tensor]:
-        """orthogonalize of each direction; of several ranks each does its part of them.
+        """orthogonalize of each direction, in one product for all matrices of one shape.
 
-        params: (parameter, its group) of each.
+        Of several ranks each does its part. params: (parameter, its group) of each.
         """
-        mine, shared = dict(enumerate(directions)), None
+        mine = dict(enumerate(directions))
         if WORLD_SIZE > 1:
             from core.shared_work import SharedWork  # only now, since one process does it all
 
             shared = SharedWork([p for p, _ in params])
             mine = shared.collect(directions)
-        stacks = []
+        by_shape, results = defaultdict(dict), {}
         for i, G in mine.items():
-            stacks.append(G.view(-1, G.size(-2) // params[i][1]["stacked"], G.size(-1)))
-        results = dict(zip(mine, orthogonalize_all(stacks, self.dtype), strict=True))
-        if shared is not None:
-            return shared.hand_out(results, self.dtype, local(params[0][0]).device)
+            stack = G.view(-1, G.size(-2) // params[i][1]["stacked"], G.size(-1))
+            by_shape[stack.shape[1:]][i] = stack
+        for stacks in by_shape.values():
+            together = orthogonalize(torch.cat(list(stacks.values())), self.dtype)
+            parts = together.split([len(stack) for stack in stacks.values()])
+            results.update(zip(stacks, parts, strict=True))
+        if WORLD_SIZE > 1:
+            return shared.hand_out(results, self.dtype, directions[0].device)
         return [results[i].view_as(G) for i, G in mine.items()]
-
-
-def orthogonalize_all(stacks: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """orthogonalize of each (N, rows, cols), in one batched product for all of one shape."""
-    same_shape, results = defaultdict(list), list(stacks)
-    for i, stack in enumerate(stacks):
-        same_shape[stack.shape[1:]].append(i)
-    for indices in same_shape.values():
-        together = orthogonalize(torch.cat([stacks[i] for i in indices]), dtype)
-        parts = together.split([len(stacks[i]) for i in indices])
-        for i, part in zip(indices, parts, strict=True):
-            results[i] = part
-    return results
 
 
 def orthogonalize(G: Tensor, dtype=torch.float32) -> Tensor:
     """The nearest semi-orthogonal matrices to G (N, rows, cols), roughly, by Newton-Schulz.
 
-    dtype: of the products, and of the result.
-
     Five steps of a quintic with the steepest slope at zero. Singular values above some hundredths
     of the norm end between 0.65 and 1.25 instead of at 1, which serves as well.
+    dtype: of the products, and of the result.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.mT.contiguous() if G.size(-2) > G.size(-1) else G
