@@ -5,10 +5,7 @@
     python train.py config/shakespeare_char.py --init_from=resume
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 
-Several machines, here the first of two at 10.0.0.1 (the other says --node_rank=1):
-
-    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 \\
-        --master_addr=10.0.0.1 --master_port=1234 train.py config/gpt2.py
+README.md has the command for several machines.
 """
 
 import math
@@ -27,7 +24,7 @@ from core.device import autocast, choose_device, choose_dtype, compile_model, sh
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
 from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
-from core.optimizer import build_optimizers, restore_optimizers, schedule, select_trainable, set_lr
+from core.optimizer import build_optimizers, lr_factor, restore_optimizers, select_trainable
 from core.run_folder import check_outputs
 from model import GPT, GPTConfig
 
@@ -188,7 +185,6 @@ def save(step: int, is_best: bool = False) -> bool:
 
 # ---- the loop ------------------------------------------------------------------------------------
 caught, is_saved = distributed.catch_signals(), True
-lr_factor_of = schedule(settings, data)
 for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     is_last = step == max_iters or eval_only
     if is_last or (eval_interval and step % eval_interval == 0):
@@ -207,8 +203,10 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
     if is_last or any_rank(bool(caught)):
         break
 
-    factor = lr_factor_of(step)
-    set_lr(optimizers, factor)
+    factor = lr_factor(settings, data, step)
+    for o in optimizers.values():
+        for group in o.param_groups:
+            group["lr"] = group["initial_lr"] * factor
     torch.manual_seed(fold_in(seed, step, RANK))  # of dropout
     total_loss = torch.zeros((), device=device)
     micro_batches = list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))

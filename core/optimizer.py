@@ -4,7 +4,6 @@ import copy
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import torch
@@ -118,48 +117,32 @@ def of_parameter(saved: torch.Tensor | list, p: torch.Tensor) -> torch.Tensor:
     return cut_like(tensor, p)
 
 
-def set_lr(optimizers: dict[str, torch.optim.Optimizer], factor: float) -> None:
-    """Every group's learning rate becomes `factor` times its peak."""
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+def lr_factor(s: dict, data, step: int) -> float:
+    """The learning rate of `step` (from 0) as a fraction of its peak, by train.py's settings.
 
-
-def lr_factor(
-    schedule: str, step: float, warmup: float, end: float, floor: float, warmdown: float
-) -> float:
-    """The learning rate of `step` (from 0) as a fraction of its peak.
-
-    First a linear warm-up over `warmup` steps, from above 0. Then `cosine` falls to `floor` at
-    `end` (nanoGPT's); `linear` stays, then falls to `floor` over the last fraction `warmdown` of
-    the steps (https://arxiv.org/abs/2405.18392); `constant` stays. From `end` on it is `floor`.
+    First a linear warm-up, from above 0. Then `cosine` falls to min_lr (nanoGPT's); `linear` stays,
+    then falls to it over the last fraction `warmdown` of the steps
+    (https://arxiv.org/abs/2405.18392); `constant` stays. Steps are counted in full batches, so that
+    a batch that grows warms up over as many tokens.
     """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "constant":
+    if not s["decay_lr"]:
         return 1.0
-    if step >= end:
-        return floor
-    if schedule == "cosine":
-        fraction = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (end - warmup)))
-    else:
-        fraction = min(1.0, (end - step) / (warmdown * end))
-    return floor + (1 - floor) * fraction
-
-
-def schedule(s: dict, data) -> Callable[[int], float]:
-    """The function of a step (from 0) that gives its lr_factor, by train.py's settings.
-
-    It counts full batches, so that a batch that grows warms up over as many tokens.
-    """
-    shape, warmup = s["lr_schedule"], data.full_batches(s["warmup_iters"])
+    now, warmup = data.full_batches(step), data.full_batches(s["warmup_iters"])
     if s["warmup_tokens"]:
         warmup = s["warmup_tokens"] / (data.batch_size * data.T)
-    if not s["decay_lr"]:
-        shape, warmup = "constant", 0.0
+    if now < warmup:
+        return (now + 1) / (warmup + 1)
+    if s["lr_schedule"] == "constant":
+        return 1.0
     end = data.full_batches(s["lr_decay_iters"] or s["max_iters"])
     floor = s["min_lr"] / s["learning_rate"]
-    return lambda step: lr_factor(shape, data.full_batches(step), warmup, end, floor, s["warmdown"])
+    if now >= end:
+        return floor
+    if s["lr_schedule"] == "cosine":
+        fraction = 0.5 * (1 + math.cos(math.pi * (now - warmup) / (end - warmup)))
+    else:
+        fraction = min(1.0, (end - now) / (s["warmdown"] * end))
+    return floor + (1 - floor) * fraction
 
 
 def bare(method):

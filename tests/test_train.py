@@ -215,7 +215,8 @@ def test_one_mistake_of_many_processes_is_said_once(toy, tmp_path, option, sente
 
 
 def test_the_log_and_the_checkpoints_say_what_happened(script, toy, tmp_path):
-    script("train.py", *RUN, "--out_dir=run", "--max_iters=30", "--log_interval=10")
+    run = [*RUN, "--max_iters=30", "--log_interval=10", "--optimizer=muon"]
+    script("train.py", *run, "--out_dir=run")
     records = log.read(f"{tmp_path}/run/log.jsonl")
     assert records[0]["config"]["max_iters"] == 30 and records[0]["parameters"] > 1000
     assert {"seed", "n_layer", "optimizer"} <= set(records[0]["config"])
@@ -233,6 +234,9 @@ def test_the_log_and_the_checkpoints_say_what_happened(script, toy, tmp_path):
     )
     assert found[best["step"]] == min(found[step] for step in found if step > 0)
     assert latest["tokenizer"]["kind"] == "char"
+    for kind, peak in (("adamw", 0.01), ("muon", 0.02)):  # each rate falls from its own peak
+        rates = [group["lr"] for group in latest["optimizers"][kind]["param_groups"]]
+        assert rates == pytest.approx([peak * train[-1]["lr"] / 0.01] * 2)
 
 
 def test_a_worse_evaluation_does_not_replace_the_best(script, toy, tmp_path):
