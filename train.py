@@ -24,7 +24,7 @@ from core.device import autocast, choose_device, choose_dtype, compile_model, sh
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
 from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
-from core.optimizer import build_optimizers, lr_factor, restore_optimizers, select_trainable
+from core.optimizer import build_optimizers, lr_factor, restore_optimizers
 from core.run_folder import check_outputs
 from model import GPT, GPTConfig
 
@@ -106,7 +106,6 @@ tokenizer = ensure_prepared(folder, prepare)
 config = GPTConfig(tokenizer.vocab_size, **pick(GPTConfig, settings))
 make, resumed = checkpoint.start_from(init_from, GPT, config, out_dir, tokenizer, lora_rank)
 model = distributed.build_model(make, settings, device, matmul_dtype)
-select_trainable(model, train_only, matmul_dtype)
 batch, micro_batch = split_batch(gradient_accumulation_steps, batch_size)
 data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
 optimizers = build_optimizers(model, settings, matmul_dtype)

@@ -2,9 +2,7 @@
 
 import copy
 import math
-import re
 from collections import defaultdict
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -13,59 +11,37 @@ from core import UserError
 from core.distributed import WORLD_SIZE, local
 
 
-def select_trainable(model: nn.Module, patterns: str, dtype=torch.float32) -> None:
-    """Train only the parameters whose names match one of the patterns, separated by commas.
-
-    Such as "transformer.h.3.*,lm_head.*"; "" changes nothing: all are trained, or the adapters of
-    core/lora.py, whose frozen matrices are then kept in `dtype`, that of matrix products.
-    UserError if a pattern matches none.
-    """
-    if patterns:
-        model.requires_grad_(False)
-    named = list(model.named_parameters(remove_duplicate=False))  # tied ones have two names
-    for pattern in filter(None, patterns.split(",")):
-        matching = [p for name, p in named if fnmatchcase(name, pattern)]
-        if not matching:
-            kinds = dict.fromkeys(re.sub("[.][0-9]+[.]", ".*.", name) for name, _ in named)
-            names = ", ".join(kinds)
-            raise UserError(f"train_only={pattern}: no parameter is named so; there are {names}.")
-        for p in matching:
-            p.requires_grad_(True)
-    if hasattr(model, "lora"):
-        from core import lora  # only now, as in core/checkpoint.py
-
-        lora.store_frozen(model, dtype)
-
-
 def build_optimizers(model: nn.Module, s: dict, dtype: torch.dtype) -> dict:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest, by kind.
 
-    s: train.py's settings. dtype: of Muon's products. Weight decay reaches matrices and embeddings,
-    never gains and biases, as in GPT-2. The adapters of core/lora.py have AdamW, and decay as in
-    their paper. Each group has its parameters' names, and its peak learning rate as `initial_lr`.
+    s: train.py's settings; what they do not train is frozen. dtype: of matrix products. Weight
+    decay reaches matrices and embeddings, never gains and biases, as in GPT-2. The adapters of
+    core/lora.py have AdamW, and decay as in their paper. Each group has its parameters' names, and
+    its peak learning rate as `initial_lr`.
     """
+    if s["train_only"] or s["lora_rank"]:
+        from core import frozen  # only now, since the main job trains all
+
+        frozen.select_trainable(model, s["train_only"], dtype)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    def group(names: list[str], **options) -> dict:
-        return {"params": [params[name] for name in names], "names": names, **options}
+    def group(names: list[str], lr: float, **options) -> dict:
+        rates = {"lr": lr, "initial_lr": lr}
+        return {"params": [params[name] for name in names], "names": names, **rates, **options}
 
     matrices = [name for name, p in params.items() if p.ndim >= 2]
     vectors = [name for name, p in params.items() if p.ndim < 2]
     hidden = [name for name in matrices if name.startswith("transformer.h.")]
     hidden = [name for name in hidden if ".lora_" not in name]
-    optimizers: dict = {}
+    decay, optimizers = s["weight_decay"], {}
     if s["optimizer"] == "muon" and hidden:
         matrices = [name for name in matrices if name not in hidden]
-        qkv = group([name for name in hidden if "c_attn" in name], stacked=3)
-        single = group([name for name in hidden if "c_attn" not in name], stacked=1)
-        options = s["muon_lr"], s["muon_momentum"], s["weight_decay"], dtype
-        optimizers["muon"] = Muon([qkv, single], *options)
-    groups = [group(matrices, weight_decay=s["weight_decay"]), group(vectors, weight_decay=0.0)]
-    betas = s["beta1"], s["beta2"]
-    optimizers["adamw"] = AdamW(groups, lr=s["learning_rate"], betas=betas, fused=True)
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+        qkv = group([name for name in hidden if "c_attn" in name], s["muon_lr"], stacked=3)
+        single = group([name for name in hidden if "c_attn" not in name], s["muon_lr"], stacked=1)
+        optimizers["muon"] = Muon([qkv, single], s["muon_lr"], s["muon_momentum"], decay, dtype)
+    rate = s["learning_rate"]
+    groups = [group(matrices, rate, weight_decay=decay), group(vectors, rate, weight_decay=0.0)]
+    optimizers["adamw"] = AdamW(groups, betas=(s["beta1"], s["beta2"]), fused=True)
     return optimizers
 
 

@@ -52,6 +52,7 @@ distributed.init(device, "auto", 60)
 s = {"optimizer": optimizer, "strategy": strategy, "activation_checkpointing": False}
 s |= {"gradient_accumulation_steps": 4, "batch_size": 4, "learning_rate": 0.01, "muon_lr": 0.01}
 s |= {"muon_momentum": 0.9, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.9, "lora_rank": 0}
+s["train_only"] = ""
 torch.manual_seed(0)
 whole = GPT(config)
 random = torch.get_rng_state()

@@ -14,7 +14,8 @@ from test_train import MODERN, assert_same_run, evaluations, losses
 from core import UserError, checkpoint, lora
 from core.dataset import Writer
 from core.device import autocast
-from core.optimizer import build_optimizers, select_trainable
+from core.frozen import select_trainable
+from core.optimizer import build_optimizers
 from core.tokenizer import CharTokenizer
 from model import GPT
 
@@ -71,6 +72,7 @@ def test_only_adapters_have_gradients_optimizer_state_and_a_place_in_the_checkpo
     model, x = with_adapters(small()), tokens(2, 16)
     settings = {"optimizer": "muon", "learning_rate": 0.01, "beta1": 0.9, "beta2": 0.95}
     settings |= {"weight_decay": 0.1, "muon_lr": 0.02, "muon_momentum": 0.9}
+    settings |= {"train_only": "", "lora_rank": 4}
     optimizers = build_optimizers(model, settings, torch.float32)
     model(x, x).backward()
     optimizers["adamw"].step()

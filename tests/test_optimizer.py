@@ -11,17 +11,12 @@ import torch
 from conftest import ROOT
 
 from core import UserError
-from core.optimizer import (
-    Muon,
-    build_optimizers,
-    lr_factor,
-    orthogonalize,
-    select_trainable,
-)
+from core.frozen import select_trainable
+from core.optimizer import Muon, build_optimizers, lr_factor, orthogonalize
 from model import GPT, GPTConfig
 
 SETTINGS = {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}
-SETTINGS |= {"muon_lr": 0.02, "muon_momentum": 0.95}
+SETTINGS |= {"muon_lr": 0.02, "muon_momentum": 0.95, "train_only": "", "lora_rank": 0}
 
 
 def build(model, kind: str) -> dict:
@@ -85,7 +80,7 @@ def test_adamw_is_torchs_and_leaves_the_compiler_alone():
         from core.optimizer import build_optimizers
         from model import GPT, GPTConfig
         s = dict(learning_rate=0.01, beta1=0.9, beta2=0.95, weight_decay=0.1)
-        s |= dict(muon_lr=0.02, muon_momentum=0.9)
+        s |= dict(muon_lr=0.02, muon_momentum=0.9, train_only="", lora_rank=0)
         for kind in ("adamw", "muon"):
             model = GPT(GPTConfig(65, 16, n_layer=1, n_head=2, n_embd=16))
             mine = build_optimizers(model, {**s, "optimizer": kind}, torch.float32)
