@@ -24,7 +24,7 @@ from core.device import autocast, choose_device, choose_dtype, compile_model, sh
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
 from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
-from core.optimizer import build_optimizers, lr_factor, restore_optimizers
+from core.optimizer import build_optimizers, lr_factor
 from core.run_folder import check_outputs
 from model import GPT, GPTConfig
 
@@ -111,6 +111,8 @@ data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
 optimizers = build_optimizers(model, settings, matmul_dtype)
 start_step, best_val_loss = 0, math.inf
 if resumed:
+    from core.moments import restore_optimizers  # only now, since a new run has none
+
     start_step, best_val_loss = resumed["step"], resumed["best_val_loss"]
     restore_optimizers(resumed, optimizers, scaler)
     checkpoint.check_same_data(resumed, data.fingerprints, allow_other_data)

@@ -1,13 +1,11 @@
-"""AdamW and Muon, which parameter goes to which, restoring them, and schedules."""
+"""AdamW and Muon, which parameter goes to which, and the learning rate of a step."""
 
-import copy
 import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 
-from core import UserError
 from core.distributed import WORLD_SIZE, local
 
 
@@ -43,54 +41,6 @@ def build_optimizers(model: nn.Module, s: dict, dtype: torch.dtype) -> dict:
     groups = [group(matrices, rate, weight_decay=decay), group(vectors, rate, weight_decay=0.0)]
     optimizers["adamw"] = AdamW(groups, betas=(s["beta1"], s["beta2"]), fused=True)
     return optimizers
-
-
-def restore_optimizers(loaded: dict, optimizers: dict, scaler: torch.amp.GradScaler) -> None:
-    """The moments of the checkpoint; learning rates, betas and decay stay those of the settings.
-
-    UserError if it has none, those of another kind of optimizer, or of other parameters.
-    """
-    saved = loaded["optimizers"]
-    if not saved:
-        raise UserError(
-            f"{loaded['path']} has no optimizer state to resume with: start a run from its weights "
-            f"by --init_from={loaded['path']} --out_dir=ANOTHER."
-        )
-    if set(saved) != set(optimizers):
-        kinds = " and ".join(saved)
-        raise UserError(f"{loaded['path']} was trained with {kinds}: use the same --optimizer.")
-    try:
-        for kind, optimizer in optimizers.items():
-            restore_optimizer(optimizer, saved[kind], loaded["path"])
-        scaler.load_state_dict(loaded["scaler"] or scaler.state_dict())
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{loaded['path']} has a damaged optimizer state: {error!r}.") from None
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: str) -> None:
-    groups = optimizer.state_dict()["param_groups"]
-    for old, new in zip(saved["param_groups"], groups, strict=True):
-        if old.get("names", new["names"]) != new["names"]:  # nanoGPT saves no names
-            raise UserError(f"{path} trained other parameters: use its --train_only.")
-    params = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    state = {
-        i: {name: of_parameter(tensor, params[i]) for name, tensor in moments.items()}
-        for i, moments in saved["state"].items()
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for p, moments in optimizer.state.items():
-        if any(t.ndim and t.shape != p.shape for t in moments.values()):
-            raise ValueError("its moments are not of their parameters' shapes")
-
-
-def of_parameter(saved: torch.Tensor | list, p: torch.Tensor) -> torch.Tensor:
-    """A moment of the parameter, or this process's shard of it, in memory and not in the file."""
-    tensor = torch.cat(saved) if isinstance(saved, list) else saved
-    if p is local(p):
-        return copy.deepcopy(tensor)
-    from core.fsdp import cut_like
-
-    return cut_like(tensor, p)
 
 
 def lr_factor(s: dict, data, step: int) -> float:

@@ -15,7 +15,7 @@ from conftest import ROOT
 from core import UserError, checkpoint, log, tables, texts
 from core.batches import Batches
 from core.dataset import Writer, read_meta
-from core.optimizer import restore_optimizers
+from core.moments import restore_optimizers
 from core.tokenizer import END, UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_dict
 from model import GPT, GPTConfig
 
