@@ -13,17 +13,6 @@ from torch.overrides import TorchFunctionMode
 from core import UserError
 from core.distributed import LOCAL_RANK, WORLD_SIZE, is_sharded, print0
 
-# Dense bf16 (fp16 before Ampere) peaks in TFLOP/s from the makers' data sheets, for MFU. The first
-# entry whose words all stand in the device's own name counts.
-PEAK_TFLOPS = {"B200": 2250, "H200 NVL": 835, "H200": 989, "GH200": 989, "H100 NVL": 835}
-PEAK_TFLOPS |= {"H100 PCIe": 756, "H100": 989, "H800 PCIe": 756, "H800": 989, "H20": 148}
-PEAK_TFLOPS |= {"A100": 312, "A800": 312, "A10": 125, "A10G": 70, "A30": 165, "A40": 150}
-PEAK_TFLOPS |= {"V100 PCIE": 112, "V100": 125, "L40S": 362, "L40": 181, "L4": 121, "T4": 65}
-PEAK_TFLOPS |= {"A6000": 155, "6000 Ada": 364, "5090": 210, "4090": 165, "4080 SUPER": 104}
-PEAK_TFLOPS |= {"4080": 97, "3090 Ti": 80, "3090": 71}
-# words of another GPU than that of the same name without them, or of a part of it
-VARIANTS = {"Ti", "SUPER", "D", "Laptop", "Ada", "Max", "MIG"}
-
 
 def choose_device(name: str, deterministic: str | bool = "auto") -> torch.device:
     """The device of that name; `auto` is cuda, then mps, then cpu. UserError if it is not there.
@@ -156,7 +145,8 @@ def device_name(device: torch.device) -> str:
 
 def peak_flops(device: torch.device, peak_tflops: float) -> float | None:
     """Peak FLOP/s of the device, None if unknown; `peak_tflops` overrides it if not 0."""
-    words = set(re.split("[ -]", device_name(device))) if device.type == "cuda" else set()
-    entries = ((set(known.split()), peak) for known, peak in PEAK_TFLOPS.items())
-    fitting = (peak for known, peak in entries if known <= words and not words & VARIANTS - known)
-    return (peak_tflops or next(fitting, 0)) * 1e12 or None
+    if device.type == "cuda" and not peak_tflops:
+        from core import gpus  # only now, since of a CPU no peak is known
+
+        peak_tflops = gpus.peak_tflops(device_name(device))
+    return peak_tflops * 1e12 or None
