@@ -119,9 +119,7 @@ if resumed:
 start = {"init_from": init_from, "step": start_step, "best_val_loss": best_val_loss}
 distributed.check_ranks_agree({**settings, **start, **data.fingerprints})
 
-steps_left = data.full_batches(max_iters) - data.full_batches(start_step)
-flops = model.flops_per_token() * steps_left * batch * data.T / WORLD_SIZE
-compiled = should_compile(compile, device, flops)
+compiled = should_compile(compile, model, data, start_step, max_iters)
 facts = opening_report(settings, model, data, optimizers, start_step, matmul_dtype, compiled)
 multiple = micro_batch if compiled else 1  # a compiler likes micro-batches of one shape
 x, y, num_targets = data.batch("train", start_step, multiple)

@@ -64,7 +64,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
 
 
 class SkipInit(TorchFunctionMode):
-    """Skips weight initialization: under it torch.nn.init does nothing, since weights are loaded.
+    """Under it torch.nn.init does nothing, since weights are loaded.
 
     torch's meta device would do, but takes two seconds to import.
     """
@@ -81,10 +81,12 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, and slow
 
 
-def should_compile(wanted: str | bool, device: torch.device, flops: float) -> bool:
-    """Whether to compile; `auto`: where `flops` of eager training take more than two minutes."""
-    modest_speed = {"cuda": 5e13, "cpu": 1e11}.get(device.type, float("inf"))  # FLOP/s
-    return flops / modest_speed > 120 if wanted == "auto" else bool(wanted)
+def should_compile(wanted: str | bool, model: nn.Module, data, start_step: int, end: int) -> bool:
+    """Whether to compile; `auto`: where eager training on `data` takes more than two minutes."""
+    steps = data.full_batches(end) - data.full_batches(start_step)
+    flops = model.flops_per_token() * steps * data.batch_size * data.T / data.world_size
+    modest_speed = {"cuda": 5e13, "cpu": 1e11}.get(data.device.type, float("inf"))  # FLOP/s
+    return flops / modest_speed > 120 if wanted == "auto" else wanted
 
 
 def compile_model(net: nn.Module, x, y, amp, sparse: bool, deterministic: str | bool) -> None:

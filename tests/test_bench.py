@@ -1,6 +1,7 @@
 """bench.py measures train.py itself, and its figures hang together."""
 
 import json
+import types
 
 import pytest
 import torch
@@ -95,10 +96,12 @@ def test_missing_data_is_prepared_as_train_prepares_it(bench, tmp_path):
 
 
 def test_whether_to_compile_is_decided_for_the_whole_run(bench, toy):
-    flops = GPT(GPTConfig(28, 16, n_layer=2, n_head=2, n_embd=32)).flops_per_token() * 4 * 16
-    cpu, long = torch.device("cpu"), 10**9
-    assert should_compile("auto", cpu, flops * long)
-    assert not should_compile("auto", cpu, flops * 3)
+    model, long = GPT(GPTConfig(28, 16, n_layer=2, n_head=2, n_embd=32)), 10**9
+    data = {"device": torch.device("cpu"), "batch_size": 4, "T": 16, "world_size": 1}
+    data = types.SimpleNamespace(**data, full_batches=float)
+    assert should_compile("auto", model, data, 0, long)
+    assert not should_compile("auto", model, data, 0, 3)
+    assert not should_compile("auto", model, data, long - 3, long)  # a run that is almost done
     options = ["--dataset=toy", "--updates=1", TRAINING_ONLY]
     compiled, got = bench(*TINY, *options, f"--max_iters={long}")
     assert "float32, compiled" in compiled and got["compilation"] >= 0

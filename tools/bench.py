@@ -104,9 +104,8 @@ def compiles(model: GPT) -> bool:
     batch, _ = split_batch(accumulation, batch_size, world_size)
     folder, block_size = os.path.join("data", settings["dataset"]), model.config.block_size
     data = Batches(folder, block_size, batch, settings["seed"], device, settings["ramp_iters"])
-    tokens = data.full_batches(settings["max_iters"]) * batch * data.T
-    flops = model.flops_per_token() * tokens / world_size
-    return should_compile(settings["compile"], device, flops)
+    data.world_size = world_size
+    return should_compile(settings["compile"], model, data, 0, settings["max_iters"])
 
 
 def train_options(steps: int, out_dir: str) -> list[str]:
