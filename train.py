@@ -117,7 +117,7 @@ if resumed:
     restore_optimizers(resumed, optimizers, scaler)
     checkpoint.check_same_data(resumed, data.fingerprints, allow_other_data)
 start = {"init_from": init_from, "step": start_step, "best_val_loss": best_val_loss}
-distributed.check_ranks_agree({**settings, **start, **data.fingerprints})
+distributed.check_ranks_agree(settings | start | data.fingerprints)
 
 compiled = should_compile(compile, model, data, start_step, max_iters)
 facts = opening_report(settings, model, data, optimizers, start_step, matmul_dtype, compiled)
@@ -166,8 +166,11 @@ def evaluate() -> dict[str, float]:
     return figures | data.per_token_and_byte(val_loss) if eval_only else figures
 
 
-def save(step: int, is_best: bool = False) -> bool:
-    """Of all ranks, what resuming and sampling need, after `step` steps; whether it was written."""
+def save(step: int, val_loss: float = math.inf) -> bool:
+    """Of all ranks, what resuming and sampling need, after `step` steps; whether it was written.
+
+    val_loss: that of an evaluation; with the lowest so far it is best.pt too.
+    """
     state = checkpoint.model_state(model) | {
         "model_args": vars(model.config),
         "tokenizer": tokenizer.to_dict(),
@@ -175,11 +178,11 @@ def save(step: int, is_best: bool = False) -> bool:
         "optimizers": {kind: o.state_dict() for kind, o in optimizers.items()},
         "scaler": scaler.state_dict(),
         "step": step,
-        "best_val_loss": best_val_loss,
+        "best_val_loss": min(val_loss, best_val_loss),
         "config": settings,
         "data": data.fingerprints,
     }
-    return run_log.save(state, latest, also=best if is_best else "")
+    return run_log.save(state, latest, also=best if val_loss < best_val_loss else "")
 
 
 # ---- the loop ------------------------------------------------------------------------------------
@@ -192,13 +195,11 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
             if not any_rank(bool(caught)):
                 check_finite(f"the validation loss after {step} steps", figures["val_loss"])
                 run_log.evaluation(step, figures)
-                is_best = step > 0 and figures["val_loss"] < best_val_loss  # of what was trained
-                last_best = best_val_loss
-                best_val_loss = figures["val_loss"] if is_best else last_best
-                is_due = step > start_step and always_save_checkpoint
-                if not eval_only and (is_due or is_best or is_last):
-                    is_saved = save(step, is_best)  # a kill before it repeats the evaluation
-                    best_val_loss = best_val_loss if is_saved else last_best
+                val_loss = figures["val_loss"] if step > 0 else math.inf  # the best has learned
+                is_due = is_last or (always_save_checkpoint and step > start_step)
+                if not eval_only and (is_due or val_loss < best_val_loss):
+                    is_saved = save(step, val_loss)  # a kill before it repeats the evaluation
+                    best_val_loss = min(val_loss, best_val_loss) if is_saved else best_val_loss
     if is_last or any_rank(bool(caught)):
         break
 
