@@ -135,9 +135,9 @@ class Smear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.smear, config.n_embd))
 
-    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
-        """x (B, T, C) after the embeddings of the n tokens before it, previous (B, n, C)."""
-        n, T = len(self.weight), x.size(1)
+    def forward(self, x: Tensor, cache) -> Tensor:
+        n, (B, T, C) = len(self.weight), x.shape
+        previous = x.new_zeros(B, n, C) if cache is None else cache.shift(x)  # (B, n, C)
         padded = torch.cat((previous, x), dim=1)
         for i, gain in enumerate(self.weight, start=1):
             x = x + gain * padded[:, n - i : n - i + T]
@@ -198,9 +198,8 @@ class GPT(nn.Module):
         """idx (B, T) -> the normalized output of the last block, (B, T, C), or with a cache that
         of the last token, (B, 1, C)."""
         c, x = self.config, self.transformer.wte(idx)  # x (B, T, C)
-        if n := c.smear:
-            previous = x.new_zeros(len(x), n, x.size(2)) if cache is None else cache.shift(x)
-            x = self.transformer.smear(x, previous)
+        if c.smear:
+            x = self.transformer.smear(x, cache)
         pos = torch.arange(idx.size(1), device=idx.device) if cache is None else cache.pos  # (T,)
         cos_sin = None
         if c.rotary:
