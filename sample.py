@@ -54,11 +54,10 @@ print(f"{loaded['path']}: {known}" if loaded["step"] else loaded["path"], file=s
 block_size = model.config.block_size
 if len(ids) > block_size:
     print(f"the model reads the last {block_size} tokens of the prompt", file=sys.stderr)
-prompt = torch.tensor([ids[-block_size:]], device=device)
-prompt = prompt if stream else prompt.repeat(num_samples, 1)
-cache = KVCache(model, len(prompt), min(block_size, prompt.size(1) + max_new_tokens))
-tokens_in_turn = max_new_tokens * (num_samples if stream else 1)
-decode = compile_decoding(model, cache, compile, tokens_in_turn)
+in_turn, at_once = (num_samples, 1) if stream else (1, num_samples)
+prompt = torch.tensor([ids[-block_size:]] * at_once, device=device)
+cache = KVCache(model, at_once, min(block_size, prompt.size(1) + max_new_tokens))
+decode = compile_decoding(model, cache, compile, max_new_tokens * in_turn)
 
 
 # ---- samples, as they come -----------------------------------------------------------------------

@@ -45,16 +45,15 @@ def shards_of(strategy: str) -> int:
 def choose_strategy(make: Callable, s: dict, device: torch.device, dtype: torch.dtype) -> str:
     """The strategy that the settings name, or for `auto` the first that fits: ddp talks least,
     hybrid talks less between machines than fsdp. Says so, with the bytes."""
-    if WORLD_SIZE % LOCAL_WORLD_SIZE and s["strategy"] == "hybrid":
+    uneven = WORLD_SIZE % LOCAL_WORLD_SIZE  # machines with more and fewer processes
+    if uneven and s["strategy"] == "hybrid":
         raise UserError("strategy=hybrid needs as many processes on each machine: use fsdp.")
     with SkipInit():  # only its shape is needed, and takes no memory
         model = make()
     micro_batch = split_batch(s["gradient_accumulation_steps"], s["batch_size"])[1]
     available, wanted = device_bytes(device), [s["strategy"]]
     if wanted == ["auto"]:
-        wanted = (
-            ["ddp", "hybrid", "fsdp"] if WORLD_SIZE % LOCAL_WORLD_SIZE == 0 else ["ddp", "fsdp"]
-        )
+        wanted = ["ddp", "fsdp"] if uneven else ["ddp", "hybrid", "fsdp"]
     for strategy in wanted:
         needed = bytes_per_process(model, s, dtype, micro_batch, shards_of(strategy))
         total = sum(needed.values())
