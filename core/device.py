@@ -1,4 +1,4 @@
-"""The device and how to use it well: dtype, compilation, determinism, peak FLOP/s."""
+"""The device and how to use it well: dtype, compilation, determinism."""
 
 import os
 import re
@@ -143,12 +143,3 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = cpu_capabilities().get("cpu_name", "CPU") if device.type == "cpu" else "Apple GPU"
     return f"{name}, {torch.get_num_threads()} threads"
-
-
-def peak_flops(device: torch.device, peak_tflops: float) -> float | None:
-    """Peak FLOP/s of the device, None if unknown; `peak_tflops` overrides it if not 0."""
-    if device.type == "cuda" and not peak_tflops:
-        from core import gpus  # only now, since of a CPU no peak is known
-
-        peak_tflops = gpus.peak_tflops(device_name(device))
-    return peak_tflops * 1e12 or None

@@ -2,6 +2,8 @@
 
 import re
 
+import torch
+
 # Dense bf16 (fp16 before Ampere) peaks in TFLOP/s from the makers' data sheets. The first entry
 # whose words all stand in the device's own name counts.
 PEAK_TFLOPS = {"B200": 2250, "H200 NVL": 835, "H200": 989, "GH200": 989, "H100 NVL": 835}
@@ -14,11 +16,11 @@ PEAK_TFLOPS |= {"4080": 97, "3090 Ti": 80, "3090": 71}
 VARIANTS = {"Ti", "SUPER", "D", "Laptop", "Ada", "Max", "MIG"}
 
 
-def peak_tflops(name: str) -> float:
-    """The GPU's peak in TFLOP/s, 0 if unknown. name: what torch.cuda.get_device_name says."""
-    words = set(re.split("[ -]", name))
-    for known, peak in PEAK_TFLOPS.items():
-        known = set(known.split())
+def peak_flops(device: torch.device) -> float:
+    """The GPU's peak FLOP/s, 0 if unknown."""
+    words = set(re.split("[ -]", torch.cuda.get_device_name(device)))
+    for name, peak in PEAK_TFLOPS.items():
+        known = set(name.split())
         if known <= words and not words & VARIANTS - known:
-            return peak
+            return peak * 1e12
     return 0.0

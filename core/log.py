@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from core import UserError, checkpoint
-from core.device import device_name, peak_flops
+from core.device import device_name
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, is_sharded, print0
 from core.files import replacing
 from core.run_folder import backup_previous_run
@@ -125,7 +125,11 @@ class RunLog:
         self.data, self.max_iters, self.out_dir = data, settings["max_iters"], settings["out_dir"]
         self.path = os.path.join(self.out_dir, "log.jsonl")
         self.writes = RANK == 0 and not settings["eval_only"]
-        peak = peak_flops(data.device, settings["peak_tflops"])
+        peak = settings["peak_tflops"] * 1e12  # FLOP/s
+        if data.device.type == "cuda" and not peak:
+            from core import gpus  # only now, since nothing else has a known peak
+
+            peak = gpus.peak_flops(data.device)
         self.peak_tokens_per_s = peak and peak * WORLD_SIZE / model.flops_per_token()
         self.step, self.time = start_step, time.perf_counter()
         self.failures: set[str] = set()

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from core import UserError, device
+from core import UserError, device, gpus
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-PEAKS = {  # what torch.cuda.get_device_name() says -> TFLOP/s, None if unknown
+PEAKS = {  # what torch.cuda.get_device_name() says -> TFLOP/s, 0 if unknown
     "NVIDIA B200": 2250,
-    "NVIDIA GB200": None,
+    "NVIDIA GB200": 0,
     "NVIDIA H200": 989,
     "NVIDIA H200 NVL": 835,
     "NVIDIA GH200 480GB": 989,
     "NVIDIA H100 80GB HBM3": 989,
-    "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb": 0,
     "NVIDIA H100 PCIe": 756,
     "NVIDIA H100 NVL": 835,
     "NVIDIA H800": 989,
@@ -28,8 +28,8 @@ PEAKS = {  # what torch.cuda.get_device_name() says -> TFLOP/s, None if unknown
     "A100-SXM4-40GB": 312,
     "NVIDIA A10": 125,
     "NVIDIA A10G": 70,
-    "NVIDIA A16": None,
-    "NVIDIA A2": None,
+    "NVIDIA A16": 0,
+    "NVIDIA A2": 0,
     "NVIDIA A30": 165,
     "NVIDIA A40": 150,
     "NVIDIA L4": 121,
@@ -38,38 +38,33 @@ PEAKS = {  # what torch.cuda.get_device_name() says -> TFLOP/s, None if unknown
     "Tesla V100-SXM2-16GB": 125,
     "Tesla V100-PCIE-16GB": 112,
     "Tesla T4": 65,
-    "NVIDIA T400 4GB": None,
-    "NVIDIA RTX A4000": None,
+    "NVIDIA T400 4GB": 0,
+    "NVIDIA RTX A4000": 0,
     "NVIDIA RTX A6000": 155,
     "NVIDIA RTX 6000 Ada Generation": 364,
-    "NVIDIA RTX 4000 Ada Generation": None,
-    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": None,
-    "Quadro RTX 6000": None,
+    "NVIDIA RTX 4000 Ada Generation": 0,
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": 0,
+    "Quadro RTX 6000": 0,
     "NVIDIA GeForce RTX 5090": 210,
-    "NVIDIA GeForce RTX 5090 D": None,
-    "NVIDIA GeForce RTX 5090 Laptop GPU": None,
+    "NVIDIA GeForce RTX 5090 D": 0,
+    "NVIDIA GeForce RTX 5090 Laptop GPU": 0,
     "NVIDIA GeForce RTX 4090": 165,
-    "NVIDIA GeForce RTX 4090 D": None,
-    "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+    "NVIDIA GeForce RTX 4090 D": 0,
+    "NVIDIA GeForce RTX 4090 Laptop GPU": 0,
     "NVIDIA GeForce RTX 4080": 97,
     "NVIDIA GeForce RTX 4080 SUPER": 104,
-    "NVIDIA GeForce RTX 4070 Ti SUPER": None,
+    "NVIDIA GeForce RTX 4070 Ti SUPER": 0,
     "NVIDIA GeForce RTX 3090": 71,
     "NVIDIA GeForce RTX 3090 Ti": 80,
-    "NVIDIA GeForce GTX 1080 Ti": None,
-    "Some GPU of 2031": None,
+    "NVIDIA GeForce GTX 1080 Ti": 0,
+    "Some GPU of 2031": 0,
 }
 
 
 @pytest.mark.parametrize(("name", "tflops"), PEAKS.items())
 def test_the_peak_is_known_by_name(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert device.peak_flops(CUDA, 0.0) == (tflops and tflops * 1e12)
-    assert device.peak_flops(CUDA, 500.0) == 500e12
-
-
-def test_a_cpu_has_no_peak_unless_told():
-    assert device.peak_flops(CPU, 0.0) is None and device.peak_flops(CPU, 0.5) == 5e11
+    assert gpus.peak_flops(CUDA) == tflops * 1e12
 
 
 def test_each_process_takes_the_gpu_of_its_rank(monkeypatch):

@@ -13,6 +13,7 @@ from conftest import ROOT, TINY, start_torchrun
 from core import checkpoint, log
 from core.dataset import Writer
 from core.tokenizer import ByteTokenizer
+from model import GPT, GPTConfig
 
 RUN = [*TINY, "--dataset=toy", "--eval_interval=15", "--max_iters=40", "--compile=False"]
 MODERN = ["--rotary", "--rms_norm", "--qk_norm", "--activation=relu2", "--zero_init", "--smear=2"]
@@ -153,6 +154,7 @@ def test_two_processes_equal_one(script, toy, numbers, tmp_path, how):
 
 def test_the_schedule_and_the_log_count_the_tokens_of_a_growing_batch(script, toy, tmp_path):
     ramp = ["--ramp_iters=4", "--warmup_tokens=640", "--max_iters=8", "--batch_size=16"]
+    ramp.append("--peak_tflops=0.25")
     script("train.py", *RUN, *ramp, "--lr_schedule=constant", "--out_dir=run")
     records = [r for r in log.read(f"{tmp_path}/run/log.jsonl") if "loss" in r]
     sizes = [1, 4, 8, 12, 16, 16, 16, 16]  # sequences of 16 tokens: a sixteenth and up
@@ -161,6 +163,8 @@ def test_the_schedule_and_the_log_count_the_tokens_of_a_growing_batch(script, to
     before = [sum(sizes[:i]) / 16 for i in range(8)]
     expected = [0.01 * min(1, (n + 1) / 3.5) if n < 2.5 else 0.01 for n in before]
     assert [r["lr"] for r in records] == pytest.approx(expected)
+    flops = GPT(GPTConfig(28, 16, n_layer=2, n_head=2, n_embd=32)).flops_per_token()
+    assert all(r["mfu"] == pytest.approx(r["tokens_per_s"] * flops / 0.25e12) for r in records)
 
 
 def test_two_machines_equal_one(script, toy, tmp_path):
