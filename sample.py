@@ -9,7 +9,7 @@ Without --out_dir and --init_from it is the newest run under out/.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 from configurator import configure, pick
@@ -54,19 +54,14 @@ print(f"{loaded['path']}: {known}" if loaded["step"] else loaded["path"], file=s
 block_size = model.config.block_size
 if len(ids) > block_size:
     print(f"the model reads the last {block_size} tokens of the prompt", file=sys.stderr)
-in_turn, at_once = (num_samples, 1) if stream else (1, num_samples)
+seeds = [fold_in(seed, i) for i in range(num_samples)] if stream else [seed]
+at_once = num_samples // len(seeds)
 prompt = torch.tensor([ids[-block_size:]] * at_once, device=device)
 cache = KVCache(model, at_once, min(block_size, prompt.size(1) + max_new_tokens))
-decode = compile_decoding(model, cache, compile, max_new_tokens * in_turn)
+decode = compile_decoding(model, cache, compile, max_new_tokens * len(seeds))
 
 
 # ---- samples, as they come -----------------------------------------------------------------------
-def tokens_from(seed: int) -> Iterator[torch.Tensor]:
-    cache.reset()
-    sampling = Sampling(**pick(Sampling, settings), unsampled=tokenizer.unsampled)
-    return generate(model, prompt, max_new_tokens, sampling, seed, cache=cache, decode=decode)
-
-
 def print_until_stop(pieces: Iterable[str]) -> None:
     """Print a text up to `stop`; what may turn out to be its beginning waits for the next piece."""
     text, shown = "", 0
@@ -81,12 +76,14 @@ def print_until_stop(pieces: Iterable[str]) -> None:
     print(text[shown:] + "\n---------------", flush=True)
 
 
-if stream:
-    seeds = [fold_in(seed, i) for i in range(num_samples)]
-    samples = ((token.item() for token in tokens_from(own_seed)) for own_seed in seeds)
-else:
-    tokens = list(tokens_from(seed))
-    samples = torch.stack(tokens, dim=1).tolist() if tokens else [[]] * num_samples
-for sample in samples:
-    print(start, end="", flush=True)
-    print_until_stop(map(tokenizer.stream(ids), sample))
+sampling = Sampling(**pick(Sampling, settings), unsampled=tokenizer.unsampled)
+for own_seed in seeds:
+    cache.reset()
+    tokens = generate(model, prompt, max_new_tokens, sampling, own_seed, cache=cache, decode=decode)
+    if stream:
+        samples = [(token.item() for token in tokens)]
+    else:  # all are computed before one is read, for which a GPU would wait
+        samples = zip(*[token.tolist() for token in list(tokens)], strict=True)
+    for sample in samples:
+        print(start, end="", flush=True)
+        print_until_stop(map(tokenizer.stream(ids), sample))
