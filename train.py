@@ -199,7 +199,8 @@ for step in range(start_step, (start_step if eval_only else max_iters) + 1):
                 is_due = is_last or (always_save_checkpoint and step > start_step)
                 if not eval_only and (is_due or val_loss < best_val_loss):
                     is_saved = save(step, val_loss)  # a kill before it repeats the evaluation
-                    best_val_loss = min(val_loss, best_val_loss) if is_saved else best_val_loss
+                    if is_saved:
+                        best_val_loss = min(val_loss, best_val_loss)
     if is_last or any_rank(bool(caught)):
         break
 

@@ -24,21 +24,22 @@ def build_optimizers(model: nn.Module, s: dict, dtype: torch.dtype) -> dict:
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def group(names: list[str], lr: float, **options) -> dict:
-        rates = {"lr": lr, "initial_lr": lr}
-        return {"params": [params[name] for name in names], "names": names, **rates, **options}
+        options |= {"lr": lr, "initial_lr": lr}
+        return {"params": [params[name] for name in names], "names": names, **options}
 
     matrices = [name for name, p in params.items() if p.ndim >= 2]
     vectors = [name for name, p in params.items() if p.ndim < 2]
     hidden = [name for name in matrices if name.startswith("transformer.h.")]
     hidden = [name for name in hidden if ".lora_" not in name]
-    decay, optimizers = s["weight_decay"], {}
+    lr, muon_lr, decay = s["learning_rate"], s["muon_lr"], s["weight_decay"]
+    optimizers: dict = {}
     if s["optimizer"] == "muon" and hidden:
         matrices = [name for name in matrices if name not in hidden]
-        qkv = group([name for name in hidden if "c_attn" in name], s["muon_lr"], stacked=3)
-        single = group([name for name in hidden if "c_attn" not in name], s["muon_lr"], stacked=1)
-        optimizers["muon"] = Muon([qkv, single], s["muon_lr"], s["muon_momentum"], decay, dtype)
-    rate = s["learning_rate"]
-    groups = [group(matrices, rate, weight_decay=decay), group(vectors, rate, weight_decay=0.0)]
+        qkv = [name for name in hidden if "c_attn" in name]
+        single = [name for name in hidden if "c_attn" not in name]
+        groups = [group(qkv, muon_lr, stacked=3), group(single, muon_lr, stacked=1)]
+        optimizers["muon"] = Muon(groups, muon_lr, s["muon_momentum"], decay, dtype)
+    groups = [group(matrices, lr, weight_decay=decay), group(vectors, lr, weight_decay=0.0)]
     optimizers["adamw"] = AdamW(groups, betas=(s["beta1"], s["beta2"]), fused=True)
     return optimizers
 

@@ -14,13 +14,16 @@ class SharedWork:
 
     def __init__(self, params: list[Tensor]):
         mesh = getattr(params[0], "device_mesh", None)
-        self.is_sharded, self.shapes = mesh is not None, [p.shape for p in params]
+        self.is_sharded = mesh is not None
+        self.shapes = [p.shape for p in params]
         # those that share one model
         self.group = mesh.get_group(mesh.ndim - 1) if self.is_sharded else None
-        self.ranks, self.rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        self.ranks = dist.get_world_size(self.group)
+        self.rank = dist.get_rank(self.group)
         order = sorted(range(len(params)), key=lambda i: -params[i].numel())  # the largest first
         self.work = [sorted(order[rank :: self.ranks]) for rank in range(self.ranks)]
-        self.mine, self.order = self.work[self.rank], [i for work in self.work for i in work]
+        self.mine = self.work[self.rank]
+        self.order = [i for work in self.work for i in work]
 
     def lengths(self, i: int) -> list[int]:
         """Elements of tensor i that each rank has, cut into rows as torch.chunk does."""
