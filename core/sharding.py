@@ -1,9 +1,5 @@
-"""How the processes share a model: each holds all of it (DDP), or each a shard (FSDP).
+"""How the processes share a model: each holds all of it (DDP), or each a shard (FSDP)."""
 
-FSDP is imported only by a run that uses it, which spares the others a second.
-"""
-
-import importlib
 import os
 from collections.abc import Callable
 
@@ -29,8 +25,9 @@ def build_model(make: Callable[[], nn.Module], s: dict, device, dtype: torch.dty
     if strategy == "ddp":
         model = make().to(device)
     else:
-        fsdp = importlib.import_module("core.fsdp")
-        model = fsdp.sharded(make, shards_of(strategy), device, dtype)
+        from core.fsdp import sharded  # only now, which spares the others a second
+
+        model = sharded(make, shards_of(strategy), device, dtype)
     if s["activation_checkpointing"]:
         for block in model.transformer.h:
             recompute_in_backward(block)
