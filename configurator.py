@@ -5,29 +5,20 @@ A script assigns its settings at its top, one per line, each with a comment, and
 `Literal["a", "b"]` as its annotation lists choices.
 """
 
-import argparse
 import ast
 import contextlib
-import difflib
 import gc
-import glob
 import os
 import runpy
 import sys
-import textwrap
 import tokenize
 from dataclasses import fields
 
-from core import UserError, name_of_script, set_up_script
+from core import UserError, set_up_script
 from core.settings import KINDS, Setting, read_settings
 
 set_up_script()  # now, since a script's other imports take a second
 ROOT = os.path.dirname(os.path.abspath(__file__))
-ALIASES = {"lr": "learning_rate", "wd": "weight_decay", "epochs": "max_iters", "steps": "max_iters"}
-ALIASES |= {"layers": "n_layer", "heads": "n_head", "dim": "n_embd", "context": "block_size"}
-ALIASES |= {"bs": "batch_size", "prompt": "start", "tokens": "max_new_tokens"}
-# the second, in a config file, is about its own value of the first, not about one given later
-BELONGS = {"dataset": "prepare"}
 
 
 def configure(script: str, *also: str | type, words: list | None = None, argv=None) -> dict:
@@ -37,10 +28,10 @@ def configure(script: str, *also: str | type, words: list | None = None, argv=No
     words: a list that gets what is neither an option nor a .py file, if accepted.
     """
     gc.freeze()  # what was imported stays: without looking at it a script ends 0.3 s sooner
-    settings = read_settings(script)
-    for source in also:
-        path_or_class = os.path.join(ROOT, source) if isinstance(source, str) else source
-        for name, setting in read_settings(path_or_class).items():
+    sources = [os.path.join(ROOT, s) if isinstance(s, str) else s for s in (script, *also)]
+    settings: dict[str, Setting] = {}
+    for source in sources:
+        for name, setting in read_settings(source).items():
             settings.setdefault(name, setting)
     values = {name: setting.default for name, setting in settings.items()}
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -57,11 +48,12 @@ def configure(script: str, *also: str | type, words: list | None = None, argv=No
             words.append(argument)
         else:
             values |= read_config_file(argument, settings, values)
-    for owner, owned in BELONGS.items():
-        if owner in given and owned in values and owned not in given:
-            values[owned] = settings[owned].default
+    if "dataset" in given and "prepare" in values.keys() - given:
+        values["prepare"] = ""  # a config file's makes the dataset that the file names
     if asked_for_help:
-        print_help(script, settings, values)
+        from core.help import print_help  # only now, since a run needs none of it
+
+        print_help(sources, settings, values)
         raise SystemExit(0)
     return values
 
@@ -93,14 +85,13 @@ def read_option(argument: str, following: list[str], settings: dict[str, Setting
 def find_setting(name: str, settings: dict[str, Setting], source: str) -> Setting:
     if name in settings:
         return settings[name]
-    near = [ALIASES[name]] if ALIASES.get(name) in settings else []
-    near = near or difflib.get_close_matches(name, settings, n=1)
-    hint = f" the nearest is {near[0]}, {settings[near[0]].accepted};" if near else ""
-    raise UserError(f"{source}: there is no setting {name};{hint} --help lists all.")
+    from core.help import no_setting  # only now, since it is rare
+
+    raise no_setting(name, settings, source)
 
 
 def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> dict:
-    """What a Python file changes, run in a namespace of its own that starts with `values`.
+    """The settings after a Python file, run in a namespace of its own that starts with `values`.
 
     A plain value is a setting, unless the file itself reads it or its name begins with _.
     """
@@ -112,44 +103,22 @@ def read_config_file(path: str, settings: dict[str, Setting], values: dict) -> d
     except (Exception, SystemExit) as error:
         raise UserError(f"config file {path} fails: {type(error).__name__}: {error}.") from error
     read = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    changed = {}
+    found = {}
     for name, value in names.items():
         if name in settings:
-            if value is not values[name]:
-                changed[name] = settings[name].check(value, path)
+            found[name] = settings[name].check(value, path)
         elif type(value) in KINDS and name not in read and not name.startswith("_"):
             find_setting(name, settings, path)  # raises the UserError
-    return changed
+    return found
 
 
 def find_config_file(path: str) -> str:
     """Where a config file is: here, beside this file, or in config/ there; or by nanoGPT's name."""
-    named = os.path.expanduser(path)
     for folder in ("", ROOT, os.path.join(ROOT, "config")):
-        for name in (named, named.replace("train_", "", 1)):
-            if os.path.isfile(os.path.join(folder, name)):
-                return os.path.join(folder, name)
-    there = [os.path.relpath(config) for config in glob.glob(f"{glob.escape(ROOT)}/config/*.py")]
-    near = difflib.get_close_matches(path, there, n=1)
-    hint = f"; the nearest is {near[0]}" if near else ""
-    raise UserError(f"no config file {path}{hint}. An option is written --key=value.")
+        for name in (path, path.replace("train_", "", 1)):
+            found = os.path.join(folder, name)
+            if os.path.isfile(found):
+                return found
+    from core.help import no_config_file  # only now, as above
 
-
-def print_help(script: str, settings: dict[str, Setting], values: dict) -> None:
-    with tokenize.open(script) as source:
-        paragraphs = ast.get_docstring(ast.parse(source.read())).split("\n\n")
-    started = name_of_script()
-    command = started if started.endswith(".py") else f"-m {started}"
-    parser = argparse.ArgumentParser(
-        description="\n\n".join(p if p[0] == " " else textwrap.fill(p, 78) for p in paragraphs),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 4, 30),
-        usage=f"python {command} [CONFIG.py ...] [--key=value ...]",
-        add_help=False,
-    )
-    groups = {s.group: parser.add_argument_group(s.group) for s in settings.values()}
-    for name, setting in settings.items():
-        option = f"--{name}={values[name]}".replace("\n", "\\n")
-        kind = setting.accepted.removeprefix("an ").removeprefix("a ")
-        text = f"{kind}; {setting.comment}".replace("%", "%%")
-        groups[setting.group].add_argument(option, action="store_true", help=text)
-    parser.print_help()
+    raise no_config_file(path, os.path.join(ROOT, "config"))

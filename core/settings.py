@@ -1,4 +1,4 @@
-"""Settings as a script or a dataclass writes them: name, default, comment, heading, choices.
+"""Settings as a script or a dataclass writes them: name, default, choices, accepted values.
 
 steps = 10  # how many
 kind: Literal["a", "b"] = "a"  # which
@@ -34,13 +34,9 @@ LARGEST = {int: 2**63 - 1, float: sys.float_info.max}  # of 64 bits
 
 @dataclass
 class Setting:
-    """group: the heading above it. choices: the values it may have, none for all of its type."""
-
     name: str
     default: Any
-    comment: str
-    group: str
-    choices: tuple = ()
+    choices: tuple = ()  # the values it may have, none for all of its type
 
     def __post_init__(self):
         self.is_flag = isinstance(self.default, bool) or True in self.choices
@@ -80,7 +76,7 @@ class Setting:
             value = raw.decode("utf-8", "replace").replace("\\n", "\n")
         elif self.is_flag and text.lower() in ("true", "false"):
             value = text.lower() == "true"
-        elif self.is_flag or type(self.default) is not str:
+        elif type(self.default) is not str:
             # the last two come of nested brackets
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 value = ast.literal_eval(text)
@@ -89,29 +85,23 @@ class Setting:
 
 def read_settings(source: str | type) -> dict[str, Setting]:
     """The plain values in the body of a dataclass, or at the top of a script before `configure`."""
-    path = source if isinstance(source, str) else inspect.getfile(source)
-    with tokenize.open(path) as file:
-        text = file.read()
-    body, lines, found = ast.parse(text).body, text.splitlines(), {}
-    group, end = "settings", 0
     if isinstance(source, type):
-        group = f"{source.__name__} in {source.__module__.replace('.', '/')}.py"
-        node = next(node for node in body if getattr(node, "name", "") == source.__name__)
-        body, end = node.body, node.lineno
+        body = ast.parse(inspect.getsource(source)).body[0].body
+    else:
+        with tokenize.open(source) as file:
+            body = ast.parse(file.read()).body
+    found = {}
     for statement in body:
-        headings = [line for line in lines[end : statement.lineno - 1] if line.startswith("# ")]
-        group = headings[-1].strip("# -") if headings else group
-        end = statement.end_lineno
         if "configure(" in ast.unparse(statement):
             break
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or not statement.value:
             continue
         target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-        comment, choices = lines[statement.lineno - 1].partition("  # ")[2], ()
+        choices = getattr(statement, "annotation", None)
         with contextlib.suppress(ValueError):  # not a plain value
             default = ast.literal_eval(statement.value)
-            if isinstance(getattr(statement, "annotation", None), ast.Subscript):  # Literal["a"]
-                choices = ast.literal_eval(statement.annotation.slice)
-            if comment:
-                found[target.id] = Setting(target.id, default, comment, group, choices)
+            is_literal = isinstance(choices, ast.Subscript)  # Literal["a"]
+            choices = ast.literal_eval(choices.slice) if is_literal else ()
+            if type(default) in KINDS:
+                found[target.id] = Setting(target.id, default, choices)
     return found

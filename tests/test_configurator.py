@@ -100,7 +100,7 @@ def test_config_files_leave_no_names_behind(settings, tmp_path):
         ("--rate=1e999", "rate=inf is not accepted: a number of at most 64 bits"),
         ("--batch_size=0", "batch_size=0 is not accepted: an integer at least 1"),
         ("--compile=maybe", "one of auto, True, False"),
-        ("--compile=1", "compile=1 is not accepted"),
+        ("--compile=1", "compile='1' is not accepted"),
         ("--kind=c", "one of a, b"),
         ("--steps", "--steps needs a value: an integer"),
         ("nowhere.py", "no config file nowhere.py"),
