@@ -17,7 +17,7 @@ from tqdm import tqdm
 from core import UserError
 from core.dataset import Writer
 from core.download import download
-from core.tokenizer import CharTokenizer, GPT2Tokenizer
+from core.tokenizer import CharTokenizer, from_dict
 
 # ---- settings ------------------------------------------------------------------------------------
 tokenizer: Literal["char", "gpt2"] = "char"  # a token is a character, or one of GPT-2's BPE
@@ -46,7 +46,7 @@ if len(text) < 2:
     raise UserError(f"{path} is empty: nothing to train on.")
 
 # ---- the tokens: the first 90% of the characters train, the rest validate, as in nanoGPT ---------
-coder = CharTokenizer.from_text(text) if tokenizer == "char" else GPT2Tokenizer()
+coder = CharTokenizer(sorted(set(text))) if tokenizer == "char" else from_dict({"kind": "gpt2"})
 cut = int(len(text) * 0.9)
 with Writer(folder, coder, {"name": os.path.basename(input) or url.split()[0]}) as writer:
     for split, part in (("train", text[:cut]), ("val", text[cut:])):

@@ -1,13 +1,12 @@
-"""Text to token ids and back: characters, bytes, GPT-2's BPE. Each is a plain dict on disk.
+"""Text to token ids and back: characters, bytes. Each tokenizer is a plain dict on disk.
 
-Any tokenizer.json is in core/hf_tokenizer.py, for which this file need not be read.
+GPT-2's BPE is in core/gpt2_tokenizer.py, any tokenizer.json in core/hf_tokenizer.py.
 
 CharTokenizer("ab").to_dict() == {"kind": "char", "chars": ["a", "b"], "special": []}
 from_dict({"kind": "gpt2"}).encode("Hello world").tolist() == [15496, 995]
 """
 
 import codecs
-import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -89,10 +88,6 @@ class CharTokenizer(Tokenizer):
         self.table = np.full(max(map(ord, self.ids), default=0) + 2, unknown, np.int32)
         self.table[[ord(char) for char in self.ids]] = list(self.ids.values())
 
-    @classmethod
-    def from_text(cls, text: str, special: Iterable[str] = ()) -> "CharTokenizer":
-        return cls(sorted(set(text)), special)
-
     def to_dict(self) -> dict:
         return {"kind": self.kind, "chars": self.chars, "special": list(self.special)}
 
@@ -126,53 +121,6 @@ class ByteTokenizer(Tokenizer):
         return b"".join(bytes([i]) if 0 <= i < 256 else UNKNOWN.encode() for i in ids)
 
 
-class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding, 50,257 ids, by tiktoken, which downloads its two files once.
-
-    special: names of tokens beyond GPT-2's own, which take the next ids.
-    """
-
-    kind = "gpt2"
-    end_token = start_token = 50256
-
-    def __init__(self, special: Iterable[str] = ()):
-        self.special = {name: 50256 + i for i, name in enumerate((END, *special))}
-        self.vocab_size = 50256 + len(self.special)
-
-    def to_dict(self) -> dict:
-        added = list(self.special)[1:]
-        return {"kind": self.kind, "special": added} if added else {"kind": self.kind}
-
-    @functools.cached_property
-    def bpe(self):
-        """tiktoken's encoder, loaded at first use: training never needs it."""
-        import tiktoken
-
-        try:
-            return tiktoken.get_encoding("gpt2")
-        except Exception as error:  # it lets through whatever its HTTP client raises
-            raise UserError(
-                f"tiktoken cannot load GPT-2's vocabulary ({type(error).__name__}). Without a "
-                "network, prepare texts with --tokenizer=char, or set TIKTOKEN_CACHE_DIR to a "
-                "folder that tiktoken filled where there is one (there: TIKTOKEN_CACHE_DIR=FOLDER "
-                "python prepare_shakespeare.py --tokenizer=gpt2)."
-            ) from error
-
-    def encode(self, text: str) -> np.ndarray:
-        return self.bpe.encode_to_numpy(text, disallowed_special=())
-
-    def encode_prompt(self, text: str) -> list[int]:
-        return self.bpe.encode(text, allowed_special={END})
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        piece = self.bpe.decode_single_token_bytes
-        names = {i: name.encode() for name, i in self.special.items()}
-        return b"".join(piece(i) if 0 <= i < 50256 else names.get(i, UNKNOWN.encode()) for i in ids)
-
-    def symbols(self) -> list:
-        return [*range(50256), *self.special]
-
-
 def from_dict(saved: dict) -> Tokenizer:
     """The tokenizer that to_dict() described; UserError if nothing did."""
     kind, chars, special = (saved.get(name, []) for name in ("kind", "chars", "special"))
@@ -181,10 +129,14 @@ def from_dict(saved: dict) -> Tokenizer:
         raise UserError(f"the tokenizer is damaged: {str(saved)[:60]}")
     if kind == "char":
         return CharTokenizer(chars, special)
-    if kind in ("byte", "gpt2"):
-        return ByteTokenizer() if kind == "byte" else GPT2Tokenizer(special)
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "gpt2":
+        from core.gpt2_tokenizer import GPT2Tokenizer  # only now, since characters need no BPE
+
+        return GPT2Tokenizer(special)
     if kind == "hf" and isinstance(saved.get("json"), str):
-        from core.hf_tokenizer import HFTokenizer  # only now, since it needs a package
+        from core.hf_tokenizer import HFTokenizer  # only now, as above
 
         return HFTokenizer(saved["json"], special)
     raise UserError(f"unknown tokenizer {kind!r}: char, byte, gpt2 and hf are known.")

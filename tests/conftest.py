@@ -255,7 +255,7 @@ def hub():
 def toy(tmp_path):
     """data/toy in the test's folder: 4,000 + 1,000 characters of a text that can be learned."""
     text = "the quick brown fox jumps over the lazy dog.\n" * 120
-    tokenizer = CharTokenizer.from_text(text)
+    tokenizer = CharTokenizer(sorted(set(text)))
     with Writer(str(tmp_path / "data" / "toy"), tokenizer, {"name": "toy text"}) as writer:
         writer.append("train", tokenizer.encode(text[:4000]))
         writer.append("val", tokenizer.encode(text[4000:5000]))

@@ -12,8 +12,8 @@ import torch
 from test_gpt2 import load, save_theirs
 
 from core.dataset import Writer
+from core.gpt2_tokenizer import GPT2Tokenizer
 from core.score import Score, score
-from core.tokenizer import GPT2Tokenizer
 from model import GPT, GPTConfig
 
 

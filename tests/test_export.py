@@ -15,7 +15,8 @@ from test_gpt2 import FILES, val_losses
 from core import checkpoint
 from core.dataset import Writer
 from core.generate import Sampling, generate
-from core.tokenizer import UNK, ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_dict
+from core.gpt2_tokenizer import GPT2Tokenizer
+from core.tokenizer import UNK, ByteTokenizer, CharTokenizer, from_dict
 from model import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -45,8 +46,8 @@ MORE = [" <|user|>", "<|assistant|>"]  # tokens beyond GPT-2's own
 TOKENIZERS = {
     "gpt2": GPT2Tokenizer(),
     "gpt2 and more": GPT2Tokenizer(MORE),
-    "char": CharTokenizer.from_text("".join(TEXTS), ["<|endoftext|>", UNK]),
-    "char alone": CharTokenizer.from_text("".join(TEXTS)),
+    "char": CharTokenizer(sorted(set("".join(TEXTS))), ["<|endoftext|>", UNK]),
+    "char alone": CharTokenizer(sorted(set("".join(TEXTS)))),
     "byte": ByteTokenizer(),
 }
 

@@ -44,7 +44,7 @@ def randomized(model: GPT) -> GPT:
 
 def write_toy(folder, text: str) -> None:
     shutil.rmtree(folder)
-    tokenizer = CharTokenizer.from_text(text)
+    tokenizer = CharTokenizer(sorted(set(text)))
     with Writer(str(folder), tokenizer, {"name": "toy text"}) as writer:
         for split in ("train", "val"):
             writer.append(split, tokenizer.encode(text))

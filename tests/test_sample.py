@@ -19,7 +19,7 @@ GREEDY = ["--temperature=0", "--num_samples=1", "--device=cpu"]
 def run(tmp_path_factory):
     """A folder with out/fox in it, trained for a few seconds."""
     folder = tmp_path_factory.mktemp("sample")
-    tokenizer = CharTokenizer.from_text(TEXT)
+    tokenizer = CharTokenizer(sorted(set(TEXT)))
     with Writer(str(folder / "data" / "fox"), tokenizer, {"name": "fox"}) as writer:
         writer.append("train", tokenizer.encode(TEXT))
         writer.append("val", tokenizer.encode(TEXT[:500]))

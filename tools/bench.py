@@ -39,7 +39,8 @@ from core.dataset import Writer, ensure_prepared, read_meta
 from core.device import SkipInit, choose_device, device_name, should_compile
 from core.generate import KVCache, Sampling, compile_decoding, generate, prepare_for_inference
 from core.gpt2 import set_size
-from core.tokenizer import GPT2Tokenizer, Tokenizer, from_dict
+from core.gpt2_tokenizer import GPT2Tokenizer
+from core.tokenizer import Tokenizer, from_dict
 from model import GPT, GPTConfig
 
 # ---- settings: these, and all of train.py's ------------------------------------------------------

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from core import UserError, splits, texts
 from core.dataset import DTYPES, SPLITS, Writer, folder_for, read_meta
 from core.ending import exit_at_once
-from core.tokenizer import GPT2Tokenizer
+from core.gpt2_tokenizer import GPT2Tokenizer
 
 # ---- settings ------------------------------------------------------------------------------------
 hub_dataset = "Skylion007/openwebtext"  # the dataset's name on the hub
