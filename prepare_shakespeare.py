@@ -12,8 +12,6 @@ from typing import Literal
 
 from configurator import configure
 
-from tqdm import tqdm
-
 from core import UserError
 from core.dataset import Writer
 from core.download import download
@@ -27,16 +25,14 @@ url = (  # where the text is downloaded from: addresses with spaces between them
     "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/input.txt "
     "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt"
 )
-sha256 = (  # what must arrive, "" = anything
-    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-)
+sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # "" = any text's
 globals().update(configure(__file__))
 
 # ---- the text ------------------------------------------------------------------------------------
 folder = os.path.join("data", "shakespeare_char" if tokenizer == "char" else "shakespeare")
 path = input or os.path.join(folder, "input.txt")
 if not input and not os.path.exists(path):
-    download(url, path, sha256, progress=tqdm)
+    download(url, path, sha256)
 try:
     with open(path, encoding="utf-8-sig") as file:  # a byte order mark is no text
         text = file.read()

@@ -172,12 +172,13 @@ def test_each_mirror_that_fails_is_followed_by_the_next(script, server, tmp_path
     assert read_back(folder) == TEXT and len(server.asked) == 4  # each one was asked once
 
 
-def test_a_download_that_is_interrupted_leaves_nothing(server, tmp_path):
+def test_a_download_that_is_interrupted_leaves_nothing(server, tmp_path, monkeypatch):
     def interrupt(**_):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("core.download.tqdm", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        download(server((200, b"abc")), str(tmp_path / "text"), progress=interrupt)
+        download(server((200, b"abc")), str(tmp_path / "text"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -62,7 +62,7 @@ model = GPT.from_state_dict(loaded["model_args"], loaded["model"]).to(device).ev
 
 path = input or os.path.join("data", os.path.basename(URLS[task]))
 if not input and not os.path.exists(path):
-    download(URLS[task], path, progress=tqdm)
+    download(URLS[task], path)
 
 
 def clean(text: str) -> str:

@@ -68,7 +68,7 @@ globals().update(configure(__file__))
 folder = folder_for(name)
 paths = input.split(",") if input else [os.path.join(folder, "input.txt")]
 if not input and not os.path.exists(paths[0]):
-    download(url, paths[0], progress=tqdm)
+    download(url, paths[0])
 has_roles = all(re.search(r"\.jsonl(\.gz)?$", path) for path in paths)
 if not has_roles and any(".jsonl" in path for path in paths):
     raise UserError(f"--input={input}: give either .jsonl files or text files.")
