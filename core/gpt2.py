@@ -1,7 +1,6 @@
 """GPT-2's names: the sizes of models, and what a name or path of weights is.
 
-Its weights in Hugging Face's format are read in core/hf_folder.py, downloaded in core/hub.py: both
-are imported only where somebody asks for such weights.
+core/hf_folder.py reads its weights in Hugging Face's format, core/hub.py downloads them.
 """
 
 import os
