@@ -5,19 +5,19 @@ with Writer("data/toy", ByteTokenizer(), source={"name": "toy.txt"}) as writer:
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shlex
 import subprocess
 import sys
-from glob import escape, glob
 
 import numpy as np
 
 from core import PREPARE, UserError, name_of_script
 from core.distributed import local_rank_first, signals_wait
-from core.files import sync_folder
+from core.files import replacing
 from core.tokenizer import Tokenizer, from_dict
 
 SPLITS = ("train", "val")
@@ -46,22 +46,20 @@ class Writer:
     that does so, in which {out_dir} stands for a run's folder; "" = sample.py with a prompt.
     """
 
-    def __init__(
-        self, folder, tokenizer: Tokenizer, source: dict, row_length=None, task=None, use=""
-    ):
-        self.folder, self.files = folder, {}
-        self.counts, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-        self.unknown = tokenizer.unknown
+    def __init__(self, folder, tokenizer, source, row_length=None, task=None, use=""):
+        self.folder, self.files, self.stack = folder, {}, contextlib.ExitStack()
+        self.counts, self.unknown = dict.fromkeys(SPLITS, 0), tokenizer.unknown
         self.meta = {"tokenizer": tokenizer.to_dict(), "row_length": row_length, "source": source}
         self.meta["dtype"] = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        self.meta |= {"task": task, "use": use}
+        self.meta |= {"task": task, "use": use, "train_bytes": 0, "val_bytes": 0}
         self.meta["prepare"] = os.environ.get(PREPARE) or [name_of_script(), *sys.argv[1:]]
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
-        for path in glob(os.path.join(escape(self.folder), ".*.tmp")):
-            if not is_alive(path.split(".")[-2]):  # it was killed
-                os.remove(path)
+        lock = os.open(self.folder, os.O_RDONLY)
+        self.stack.callback(os.close, lock)
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # wait for another process that writes here
         return self
 
     def append(self, split: str, ids, mask=None, num_bytes: int = 0) -> None:
@@ -70,55 +68,43 @@ class Writer:
         <unk>, which stands for no text, is never a target.
         num_bytes: the length in UTF-8 of the text that they stand for, for bits per byte.
         """
-        self.write(f"{split}.bin", np.asarray(ids).astype(DTYPES[self.meta["dtype"]]))
+        ids = np.asarray(ids)
+        self.write(f"{split}.bin", ids.astype(DTYPES[self.meta["dtype"]]))
         if self.unknown is not None:
-            known = np.asarray(ids) != self.unknown
+            known = ids != self.unknown
             mask = known if mask is None else known & np.asarray(mask, bool)
         if mask is not None:
             assert len(mask) == len(ids), "one mask byte per token"
             self.write(f"{split}.mask.bin", np.asarray(mask, np.uint8))
         self.counts[split] += len(ids)
-        self.bytes[split] += num_bytes
+        self.meta[f"{split}_bytes"] += num_bytes
 
     def write(self, name: str, array: np.ndarray) -> None:
         if name not in self.files:
-            self.files[name] = open(os.path.join(self.folder, f".{name}.{os.getpid()}.tmp"), "xb")
+            new = replacing(os.path.join(self.folder, name))
+            self.files[name] = self.stack.enter_context(new)
         self.files[name].write(array.tobytes())
 
     def __exit__(self, kind, error, traceback) -> None:
-        """Rename everything into place, or leave nothing."""
-        try:
+        """Let the new files take their places, or leave nothing of them."""
+        with signals_wait():
             if kind is None:
-                with signals_wait():
-                    self.rename_all()
-        finally:
-            for file in self.files.values():
-                with contextlib.suppress(OSError):  # of a full disk, raised already
-                    file.close()
-            # found by name: a signal may have come while one was opened
-            for path in glob(os.path.join(escape(self.folder), f".*.{os.getpid()}.tmp")):
-                os.remove(path)
+                self.stack.callback(self.write_meta)  # the last to be added is called first
+            self.stack.__exit__(kind, error, traceback)
 
-    def rename_all(self) -> None:
-        for split in SPLITS:
-            self.meta[f"{split}_tokens"] = self.counts[split]
-            self.meta[f"{split}_bytes"] = self.bytes[split]
-        for file in self.files.values():
-            file.flush()
-        self.meta["fingerprints"] = {n: fingerprint(file.name) for n, file in self.files.items()}
-        meta = json.dumps(self.meta, ensure_ascii=False, indent=1)
-        self.write("meta.json", np.frombuffer(meta.encode(), np.uint8))
+    def write_meta(self) -> None:
+        """Before the files take their places: its fingerprints reveal it if some could not."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-            file.close()
-        # meta.json first: its fingerprints reveal a replacement that was cut short
-        for name in sorted(self.files, key=lambda name: name != "meta.json"):
-            os.replace(self.files[name].name, os.path.join(self.folder, name))
+        self.meta["fingerprints"] = {n: fingerprint(file.name) for n, file in self.files.items()}
+        self.meta |= {f"{split}_tokens": count for split, count in self.counts.items()}
+        with replacing(os.path.join(self.folder, "meta.json"), "w", encoding="utf-8") as file:
+            json.dump(self.meta, file, ensure_ascii=False, indent=1)
         for name in {"train.mask.bin", "val.mask.bin"} - set(self.files):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(self.folder, name))
-        sync_folder(self.folder)
+            for old in (name, f"{name}.tmp"):  # the second of a process that was killed
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(self.folder, old))
 
 
 def fingerprint(path: str) -> str:
@@ -133,17 +119,6 @@ def fingerprint(path: str) -> str:
             file.seek(max(0, size - part) * i // 63)
             digest.update(file.read(part))
     return digest.hexdigest()
-
-
-def is_alive(pid: str) -> bool:
-    """Whether a process of this number is there, other than this one."""
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return int(pid) != os.getpid()
 
 
 def read_meta(folder: str) -> dict:

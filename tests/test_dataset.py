@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,38 @@ def test_a_new_dataset_without_masks_drops_the_old_masks(numbers):
     assert open_data(folder).masked
     assert not open_data(numbers()).masked
     assert sorted(os.listdir(folder)) == ["meta.json", "train.bin", "val.bin"]
+
+
+def test_what_a_killed_writer_left_is_gone_after_the_next(numbers):
+    folder = numbers()
+    for name in ("train.bin.tmp", "train.mask.bin.tmp", "meta.json.tmp"):
+        Path(folder, name).write_bytes(b"half")
+    numbers()
+    assert sorted(os.listdir(folder)) == ["meta.json", "train.bin", "val.bin"]
+
+
+def test_two_that_write_the_same_dataset_take_turns(tmp_path):
+    program = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from core.dataset import Writer
+from core.tokenizer import ByteTokenizer
+print("ready", flush=True)
+with Writer("toy", ByteTokenizer(), {{"name": "second"}}) as writer:
+    for split in ("val", "train"):
+        writer.append(split, [2] * 200)
+"""
+    with Writer(str(tmp_path / "toy"), ByteTokenizer(), {"name": "first"}) as writer:
+        writer.append("train", [1] * 100)
+        command = [sys.executable, "-c", program]
+        second = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert second.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        assert os.listdir(tmp_path / "toy") == ["train.bin.tmp"]
+        writer.append("val", [1] * 100)
+    assert second.wait(60) == 0
+    data = open_data(str(tmp_path / "toy"))
+    assert data.meta["source"] == {"name": "second"} and data.splits["val"].length == 200
+    assert sorted(os.listdir(tmp_path / "toy")) == ["meta.json", "train.bin", "val.bin"]
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):

@@ -380,13 +380,13 @@ def test_the_prepare_script_of_a_run_ends_with_it(tmp_path, number):
     prepare = "--prepare=prepare_text.py --input=a.txt --tokenizer=byte"
     command = [sys.executable, ROOT / "train.py", *TINY, "--dataset=a", prepare]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("data/a/.*.tmp")):
+    while not list(tmp_path.glob("data/a/*.tmp")):
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(number)  # to the run alone
     assert process.wait(60) in (128 + number, -number)
     end = time.monotonic() + 30
-    while list(tmp_path.glob("data/a/.*.tmp")) and time.monotonic() < end:
+    while list(tmp_path.glob("data/a/*.tmp")) and time.monotonic() < end:
         time.sleep(0.05)
     left = sorted(path.name for path in tmp_path.glob("data/a/*"))
     assert left in ([], ["meta.json", "train.bin", "val.bin"])  # nothing, or it was done
@@ -508,7 +508,7 @@ def test_interrupted_it_leaves_nothing(tmp_path, number):
     command = [sys.executable, ROOT / "prepare_text.py", "--input=a.txt", "--tokenizer=byte"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     folder = tmp_path / "data" / "a"
-    while process.poll() is None and not any(p.stat().st_size for p in folder.glob(".*.tmp")):
+    while process.poll() is None and not any(p.stat().st_size for p in folder.glob("*.tmp")):
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(60) in (130, 143)
