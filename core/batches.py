@@ -56,10 +56,9 @@ class Batches:
         self.has_answers = self.masked and self.row_length is not None
         shortest = min(self.splits.values(), key=lambda split: split.length)
         if shortest.length <= self.T:
-            hint = f"--block_size={shortest.length - 1} or less, or " if shortest.length > 1 else ""
             raise UserError(
                 f"{shortest.path} has {shortest.length} tokens, fewer than one sequence of "
-                f"{self.T + 1}: use {hint}a longer text."
+                f"{self.T + 1}: use a longer text, or --block_size={shortest.length - 1} or less."
             )
 
     def sequences_before(self, step: int) -> int:
@@ -92,7 +91,7 @@ class Batches:
     def per_token_and_byte(self, val_loss: float) -> dict[str, float]:
         """The validation loss as perplexity, and in bits per byte if the text's length is known."""
         figures = {"perplexity": math.exp(val_loss) if val_loss < 700 else math.inf}
-        if num_bytes := self.meta.get("val_bytes"):
+        if num_bytes := self.meta["val_bytes"]:
             num_tokens = self.splits["val"].length
             figures["bits_per_byte"] = val_loss / math.log(2) * num_tokens / num_bytes
         return figures
@@ -127,21 +126,19 @@ class Batches:
         token is a target once: y is -1 where sequences overlap and where they pad the last batch.
         """
         data, T = self.splits[split], self.T
-        # the last token of a stream is only a target
-        count = data.length // self.row_length if self.row_length else -(-(data.length - 1) // T)
+        end = data.length - 1  # the last token of a stream is only a target
+        count = data.length // self.row_length if self.row_length else -(-end // T)
         total = min(limit, count)
         per_rank = -(-total // self.world_size)
         wanted = np.arange(total) * count // total * (self.row_length or T)
         wanted = wanted[self.rank * per_rank :][:per_rank]
-        for first in range(0, per_rank, batch_size):
-            chosen = wanted[first : first + batch_size]
-            # one shape for all, for compilers: the last sequence of a stream starts earlier
-            # instead of being short
-            starts = np.minimum(chosen, data.length - 1 - T)
-            x, y = data.sequences(np.pad(starts, (0, batch_size - len(chosen))), T)
-            y[len(chosen) :] = -1
-            for i, overlap in enumerate(chosen - starts):
-                y[i, :overlap] = -1
+        batches = np.full((-(-per_rank // batch_size), batch_size), end)
+        batches.flat[: len(wanted)] = wanted
+        for chosen in batches:
+            # one shape for all, for compilers: what would be short starts earlier
+            starts = np.minimum(chosen, end - T)
+            x, y = data.sequences(starts, T)
+            y[np.arange(T) < (chosen - starts)[:, None]] = -1
             yield self.to_device(x), self.to_device(y)
 
 

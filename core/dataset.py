@@ -24,10 +24,8 @@ SPLITS = ("train", "val")
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEFAULTS = {"dtype": "uint16", "row_length": None, "task": None, "use": "", "prepare": None}
-DEFAULTS |= {"fingerprints": {}}
-TYPES = {"tokenizer": dict, "source": dict, "dtype": str, "use": str, "fingerprints": dict}
-TYPES |= {"row_length": (int, type(None)), "prepare": (str, list, type(None))}
-TYPES |= {f"{split}_{what}": int for split in SPLITS for what in ("tokens", "bytes")}
+DEFAULTS |= {"source": {"name": "an unknown source"}, "fingerprints": {}, "val_bytes": 0}
+TYPES = {"row_length": int | None, "use": str, "fingerprints": dict, "val_bytes": int}
 
 
 def folder_for(name: str) -> str:
@@ -127,34 +125,34 @@ def read_meta(folder: str) -> dict:
     try:
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
-                meta = {**DEFAULTS, "source": {"name": "an unknown source"}, **json.load(file)}
+                meta = {**DEFAULTS, **json.load(file)}
         else:
             from core import nanogpt  # only now, since other folders do not need it
 
             meta = {**DEFAULTS, **nanogpt.read_meta(folder)}
         for key, kinds in TYPES.items():
-            if key in meta and not isinstance(meta[key], kinds):
+            if not isinstance(meta[key], kinds):
                 raise ValueError(f"{key} is {str(meta[key])[:40]}")
         if meta["row_length"] is not None and meta["row_length"] < 2:
             raise ValueError(f"row_length is {meta['row_length']}")
         from_dict(meta["tokenizer"])
         DTYPES[meta["dtype"]], meta["source"]["name"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is damaged ({reason}): run its prepare script again.") from None
+        raise UserError(f"{path} is damaged ({error!r}): run its prepare script again.") from None
     return meta
 
 
 def is_made_by(folder: str, command: str) -> bool:
-    """Whether the dataset is there, and was not made by another command than this one.
+    """Whether the dataset is there, and, if there is a command, was not made by another one.
 
     One that was made by hand may have more options, such as --input.
     """
-    if not os.path.exists(os.path.join(folder, "train.bin")):
-        return False
+    is_there = os.path.exists(os.path.join(folder, "train.bin"))
+    if not is_there or not command:
+        return is_there
     made = read_meta(folder)["prepare"]
     if isinstance(made, list):
-        return set(shlex.split(command)) <= set(made)
+        return all(word in made for word in shlex.split(command))
     return made in (command, None)
 
 
@@ -175,20 +173,20 @@ def ensure_prepared(folder: str, command: str) -> Tokenizer:
                 except BaseException:  # a signal: the script cleans up, and is waited for
                     process.terminate()
                     raise
-    if command and not is_made_by(folder, command):
+    if is_made_by(folder, command):
+        return from_dict(read_meta(folder)["tokenizer"])
+    if command:
         python = "python" if command.split()[0].endswith(".py") else "python -m"
         raise UserError(
             f"--prepare={command!r} did not make {folder}/train.bin, for the reason above. "
             f"To give it more options, run it first: {python} {command} ..."
         )
-    if not os.path.exists(os.path.join(folder, "train.bin")):
-        raise UserError(
-            f"there is no {folder}/train.bin. Start with python train.py "
-            "config/shakespeare_char.py, whose data is made; prepare your own text by python "
-            "prepare_text.py --input=FILE; or prepare OpenWebText by python -m "
-            "projects.webtext.prepare (18 GB, hours), with --shards=1 a small part of it."
-        )
-    return from_dict(read_meta(folder)["tokenizer"])
+    raise UserError(
+        f"there is no {folder}/train.bin. Start with python train.py config/shakespeare_char.py, "
+        "whose data is made; prepare your own text by python prepare_text.py --input=FILE; or "
+        "prepare OpenWebText by python -m projects.webtext.prepare (18 GB, hours), with --shards=1 "
+        "a small part of it."
+    )
 
 
 class Split:
@@ -202,20 +200,15 @@ class Split:
         mask_path = os.path.join(folder, f"{name}.mask.bin")
         self.dtype, self.vocab_size = DTYPES[meta["dtype"]], vocab_size
         self.masked = os.path.exists(mask_path)
-        self.file = open(self.path, "rb")
-        self.mask_file = open(mask_path, "rb") if self.masked else None
-        size = os.path.getsize(self.path)
-        self.length = meta.get(f"{name}_tokens", size // self.dtype.itemsize)
-        if size != self.length * self.dtype.itemsize:
-            self.fail(f"has {size} bytes, not those of {self.length} tokens")
+        paths = [self.path, mask_path] if self.masked else [self.path]
+        self.files = [open(path, "rb") for path in paths]
+        self.fingerprints = {os.path.basename(path): fingerprint(path) for path in paths}
+        for name, found in self.fingerprints.items():
+            if meta["fingerprints"].get(name, found) != found:
+                self.fail("is not the file that meta.json describes")
+        self.length = os.path.getsize(self.path) // self.dtype.itemsize
         if self.masked and os.path.getsize(mask_path) != self.length:
             self.fail(f"has {self.length} tokens, and its mask has another number")
-        self.fingerprints = {}
-        for path in [self.path, mask_path] if self.masked else [self.path]:
-            name = os.path.basename(path)
-            self.fingerprints[name] = fingerprint(path)
-            if meta["fingerprints"].get(name, self.fingerprints[name]) != self.fingerprints[name]:
-                self.fail("is not the file that meta.json describes")
 
     def fail(self, what: str) -> None:
         raise UserError(f"{self.path} {what}: run its prepare script again.")
@@ -227,11 +220,11 @@ class Split:
         """
         positions = (starts[:, None] + np.arange(T)) % (self.length - 1)
         # maps opened for each batch let go of the pages that were read: memory does not grow
-        ids = np.memmap(self.file, self.dtype, mode="r")
+        ids = np.memmap(self.files[0], self.dtype, mode="r", shape=self.length)
         x, y = ids[positions].astype(np.int64), ids[positions + 1].astype(np.int64)
         largest = max(x.max(initial=0), y.max(initial=0))
         if largest >= self.vocab_size:
             self.fail(f"has the id {largest}, beyond its vocabulary of {self.vocab_size}")
         if self.masked:
-            y[np.memmap(self.mask_file, np.uint8, mode="r")[positions + 1] == 0] = -1
+            y[np.memmap(self.files[1], np.uint8, mode="r")[positions + 1] == 0] = -1
         return x, y
