@@ -5,10 +5,7 @@
     python train.py config/shakespeare_char.py --init_from=resume
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 
-Several machines, here the first of two at 10.0.0.1 (the other says --node_rank=1):
-
-    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 \\
-        --master_addr=10.0.0.1 --master_port=1234 train.py config/gpt2.py
+README.md has the command for several machines.
 """
 
 import math
@@ -25,7 +22,6 @@ from core.batches import Batches, fold_in, split_batch
 from core.dataset import ensure_prepared
 from core.device import autocast, choose_device, choose_dtype, compile_model, should_compile
 from core.distributed import RANK, WORLD_SIZE, all_reduce_sum, any_rank, clip_grad_norm, print0
-from core.gpt2 import set_size
 from core.log import RunLog, check_finite, opening_report, require_targets
 from core.optimizer import build_optimizers, lr_factor
 from core.run_folder import check_outputs
@@ -89,7 +85,10 @@ wandb_project = "folioGPT"  # its project
 wandb_run_name = ""  # its run; "" = the last part of out_dir
 tensorboard_log = False  # write TensorBoard's files to out_dir too
 settings = configure(__file__, GPTConfig)
-set_size(settings)
+if settings["model_type"]:
+    from core.gpt2 import set_size  # only now, since other models give their own sizes
+
+    set_size(settings)
 check_outputs(settings)
 globals().update(settings)
 

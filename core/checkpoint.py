@@ -18,7 +18,7 @@ from glob import glob
 import torch
 from torch import nn
 
-from core import UserError, gpt2
+from core import UserError
 from core.distributed import RANK, is_sharded, local_rank_first, print0, signals_wait
 from core.files import load_torch, replacing
 from core.settings import read_settings
@@ -56,7 +56,7 @@ def load(source: str, merge: bool = True) -> dict:
     memory, the optimizers' tensors in the file. UserError if it is none, or is damaged.
     """
     path = resolve_checkpoint(source)
-    if gpt2.is_hf_folder(path):
+    if os.path.isdir(path):
         from core import hf_folder  # only now, since the main job needs none of it
 
         loaded = hf_folder.read(path)
@@ -166,11 +166,13 @@ def resolve_checkpoint(source: str) -> str:
         if not runs:
             raise UserError("no checkpoint under out/: train one, or name the folder of a run.")
         source = os.path.dirname(max(runs, key=os.path.getmtime))
-    if gpt2.is_hub_id(source):
-        from core import hub  # only now, as above
+    if not os.path.exists(source):
+        from core import gpt2, hub  # only now, as above
 
-        return hub.download(source)
-    if not os.path.isdir(source) or gpt2.is_hf_folder(source):
+        return hub.download(source) if gpt2.is_hub_id(source) else source
+    hf_files = ("config.json", "adapter_config.json")  # of a model, of PEFT's adapters
+    is_hf = any(os.path.isfile(os.path.join(source, name)) for name in hf_files)
+    if is_hf or not os.path.isdir(source):
         return source
     best = os.path.join(source, BEST)
     return best if os.path.exists(best) else os.path.join(source, LATEST)

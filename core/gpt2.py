@@ -1,4 +1,4 @@
-"""GPT-2's names: the sizes of models, and what a name or path of weights is.
+"""GPT-2's names: the sizes of models, and which names are those of weights on the hub.
 
 core/hf_folder.py reads its weights in Hugging Face's format, core/hub.py downloads them.
 """
@@ -38,8 +38,3 @@ def is_hub_id(source: str) -> bool:
     owner = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[\w.-]+", source)
     is_path = source.endswith(".pt") or (owner and (owner[1] == "out" or os.path.isdir(owner[1])))
     return source in REPOSITORIES or bool(owner and not is_path)
-
-
-def is_hf_folder(path: str) -> bool:
-    names = ("config.json", "adapter_config.json")  # of a model, of PEFT's adapters
-    return any(os.path.isfile(os.path.join(path, name)) for name in names)
