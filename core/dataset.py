@@ -173,20 +173,11 @@ def ensure_prepared(folder: str, command: str) -> Tokenizer:
                 except BaseException:  # a signal: the script cleans up, and is waited for
                     process.terminate()
                     raise
-    if is_made_by(folder, command):
-        return from_dict(read_meta(folder)["tokenizer"])
-    if command:
-        python = "python" if command.split()[0].endswith(".py") else "python -m"
-        raise UserError(
-            f"--prepare={command!r} did not make {folder}/train.bin, for the reason above. "
-            f"To give it more options, run it first: {python} {command} ..."
-        )
-    raise UserError(
-        f"there is no {folder}/train.bin. Start with python train.py config/shakespeare_char.py, "
-        "whose data is made; prepare your own text by python prepare_text.py --input=FILE; or "
-        "prepare OpenWebText by python -m projects.webtext.prepare (18 GB, hours), with --shards=1 "
-        "a small part of it."
-    )
+    if not is_made_by(folder, command):
+        from core.help import no_dataset  # only now, since it is rare
+
+        raise no_dataset(folder, command)
+    return from_dict(read_meta(folder)["tokenizer"])
 
 
 class Split:

@@ -1,4 +1,4 @@
-"""What helps a user: --help, and what a misspelled name was probably meant to be."""
+"""What helps a user: --help, the name that a misspelled one was meant to be, ways to data."""
 
 import argparse
 import ast
@@ -79,3 +79,19 @@ def no_config_file(path: str, folder: str) -> UserError:
     near = difflib.get_close_matches(path, there, n=1)
     hint = f"; the nearest is {near[0]}" if near else ""
     return UserError(f"no config file {path}{hint}. An option is written --key=value.")
+
+
+def no_dataset(folder: str, command: str) -> UserError:
+    """command: the one that has failed to prepare it; "" if there is none."""
+    if command:
+        python = "python" if command.split()[0].endswith(".py") else "python -m"
+        return UserError(
+            f"--prepare={command!r} did not make {folder}/train.bin, for the reason above. "
+            f"To give it more options, run it first: {python} {command} ..."
+        )
+    return UserError(
+        f"there is no {folder}/train.bin. Start with python train.py config/shakespeare_char.py, "
+        "whose data is made; prepare your own text by python prepare_text.py --input=FILE; or "
+        "prepare OpenWebText by python -m projects.webtext.prepare (18 GB, hours), with --shards=1 "
+        "a small part of it."
+    )
