@@ -97,11 +97,11 @@ def read_settings(source: str | type) -> dict[str, Setting]:
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or not statement.value:
             continue
         target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-        choices = getattr(statement, "annotation", None)
+        choices = ()
         with contextlib.suppress(ValueError):  # not a plain value
             default = ast.literal_eval(statement.value)
-            is_literal = isinstance(choices, ast.Subscript)  # Literal["a"]
-            choices = ast.literal_eval(choices.slice) if is_literal else ()
+            if isinstance(getattr(statement, "annotation", None), ast.Subscript):  # Literal["a"]
+                choices = ast.literal_eval(statement.annotation.slice)
             if type(default) in KINDS:
                 found[target.id] = Setting(target.id, default, choices)
     return found
