@@ -50,8 +50,12 @@ def configure(script: str, *also: str | type, words: list | None = None, argv=No
             values |= read_config_file(argument, settings, values)
     if "dataset" in given and "prepare" in values.keys() - given:
         values["prepare"] = ""  # a config file's makes the dataset that the file names
+    if values.get("model_type"):
+        from core.gpt2 import set_size  # only now, since other models give their own sizes
+
+        set_size(values)
     if asked_for_help:
-        from core.help import print_help  # only now, since a run needs none of it
+        from core.help import print_help  # only now, as above
 
         print_help(sources, settings, values)
         raise SystemExit(0)

@@ -5,7 +5,10 @@
     python train.py config/shakespeare_char.py --init_from=resume
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 
-README.md has the command for several machines.
+Several machines, here the first of two at 10.0.0.1 (the other says --node_rank=1):
+
+    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 \\
+        --master_addr=10.0.0.1 --master_port=1234 train.py config/gpt2.py
 """
 
 import math
@@ -85,10 +88,6 @@ wandb_project = "folioGPT"  # its project
 wandb_run_name = ""  # its run; "" = the last part of out_dir
 tensorboard_log = False  # write TensorBoard's files to out_dir too
 settings = configure(__file__, GPTConfig)
-if settings["model_type"]:
-    from core.gpt2 import set_size  # only now, since other models give their own sizes
-
-    set_size(settings)
 check_outputs(settings)
 globals().update(settings)
 

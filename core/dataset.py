@@ -5,7 +5,6 @@ with Writer("data/toy", ByteTokenizer(), source={"name": "toy.txt"}) as writer:
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -54,9 +53,11 @@ class Writer:
 
     def __enter__(self) -> "Writer":
         os.makedirs(self.folder, exist_ok=True)
-        lock = os.open(self.folder, os.O_RDONLY)
-        self.stack.callback(os.close, lock)
-        with contextlib.suppress(OSError):  # some network file systems have no locks
+        with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems
+            import fcntl
+
+            lock = os.open(self.folder, os.O_RDONLY)
+            self.stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)  # wait for another process that writes here
         return self
 

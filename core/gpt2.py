@@ -23,12 +23,11 @@ REPOSITORIES |= {"distilgpt2": "distilbert/distilgpt2"}
 
 
 def set_size(settings: dict) -> None:
-    """Replace n_layer, n_head and n_embd by those that the setting model_type names, if any."""
+    """Replace n_layer, n_head and n_embd by those that the setting model_type names."""
     name = settings["model_type"]
-    if name and name not in SIZES:
+    if name not in SIZES:
         raise UserError(f"model_type={name} is not accepted: one of {', '.join(SIZES)}.")
-    if name:
-        settings["n_layer"], settings["n_head"], settings["n_embd"] = SIZES[name]
+    settings["n_layer"], settings["n_head"], settings["n_embd"] = SIZES[name]
 
 
 def is_hub_id(source: str) -> bool:

@@ -12,7 +12,6 @@ import torch
 from conftest import ROOT
 
 from core import UserError, report_error
-from core.gpt2 import set_size
 from model import GPTConfig
 
 SCRIPT = '''
@@ -225,7 +224,6 @@ def test_every_shipped_config_is_accepted_and_opens_with_its_command():
         name = path.relative_to(ROOT)
         assert str(name) in "".join(path.read_text().splitlines()[:3]), path
         settings = configure(str(ROOT / "train.py"), GPTConfig, argv=[str(path)])
-        set_size(settings)
         GPTConfig(65, **pick(GPTConfig, settings))  # its sizes fit each other
 
 

@@ -38,7 +38,6 @@ from core.batches import Batches, split_batch
 from core.dataset import Writer, ensure_prepared, read_meta
 from core.device import SkipInit, choose_device, device_name, should_compile
 from core.generate import KVCache, Sampling, compile_decoding, generate, prepare_for_inference
-from core.gpt2 import set_size
 from core.gpt2_tokenizer import GPT2Tokenizer
 from core.tokenizer import Tokenizer, from_dict
 from model import GPT, GPTConfig
@@ -54,7 +53,6 @@ generation_compile = False  # faster tokens, as by sample.py --compile
 profile = ""  # a file for the trace of five steps, to be read on https://ui.perfetto.dev
 json_file = ""  # a file to which the figures are added as a line of JSON
 settings = configure(__file__, "train.py", GPTConfig)
-set_size(settings)
 globals().update(settings)
 
 TRAIN = os.path.join(ROOT, "train.py")

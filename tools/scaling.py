@@ -21,7 +21,6 @@ import torch
 from core import UserError, log, sharding
 from core.batches import split_batch
 from core.device import SkipInit
-from core.gpt2 import set_size
 from model import GPT, GPTConfig
 
 # ---- settings: these, and all of train.py's; the machines are nodes of 8 H100 SXM ----------------
@@ -47,7 +46,6 @@ network_hop = 9.6  # microseconds of a step between nodes: the same table
 critical_batch = 0  # tokens; 0 = of the loss of that size, by https://arxiv.org/abs/2001.08361
 disk = 1.0  # GB/s at which one process writes a checkpoint: assumed
 settings = configure(__file__, "train.py", GPTConfig)
-set_size(settings)
 globals().update(settings)
 
 positive = ["peak_tflops", "hbm_bandwidth", "matmul_efficiency", "hbm_efficiency", "nvlink", "disk"]
