@@ -50,7 +50,7 @@ def lock(folder: str) -> None:
         ) from None
     except OSError:  # some network file systems have no locks: the run is not protected there
         pass
-    os.truncate(file, 0)
+    os.ftruncate(file, 0)
     os.write(file, str(os.getpid()).encode())
 
 
