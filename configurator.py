@@ -51,11 +51,11 @@ def configure(script: str, *also: str | type, words: list | None = None, argv=No
     if "dataset" in given and "prepare" in values.keys() - given:
         values["prepare"] = ""  # a config file's makes the dataset that the file names
     if values.get("model_type"):
-        from core.gpt2 import set_size  # only now, since other models give their own sizes
+        from core.extras.gpt2 import set_size
 
         set_size(values)
     if asked_for_help:
-        from core.help import print_help  # only now, as above
+        from core.extras.help import print_help
 
         print_help(sources, settings, values)
         raise SystemExit(0)
@@ -89,7 +89,7 @@ def read_option(argument: str, following: list[str], settings: dict[str, Setting
 def find_setting(name: str, settings: dict[str, Setting], source: str) -> Setting:
     if name in settings:
         return settings[name]
-    from core.help import no_setting  # only now, since it is rare
+    from core.extras.help import no_setting
 
     raise no_setting(name, settings, source)
 
@@ -123,6 +123,6 @@ def find_config_file(path: str) -> str:
             found = os.path.join(folder, name)
             if os.path.isfile(found):
                 return found
-    from core.help import no_config_file  # only now, as above
+    from core.extras.help import no_config_file
 
     raise no_config_file(path, os.path.join(ROOT, "config"))

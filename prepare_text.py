@@ -22,9 +22,10 @@ from configurator import configure
 
 from tqdm import tqdm
 
-from core import UserError, hub, texts
+from core import UserError
 from core.dataset import Writer, folder_for
-from core.splits import Splits
+from core.extras import hub, texts
+from core.extras.splits import Splits
 from core.tokenizer import END, CharTokenizer, from_dict
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ if not name or "*" in name:
 folder = folder_for(name)
 coder = None  # of --tokenizer=char and train: once the text is known
 if tokenizer == "train":
-    from core import hf_tokenizer  # only now, since it needs a package
+    from core.extras import hf_tokenizer
 
     hf_tokenizer.check_size(vocab_size)
 elif tokenizer != "char":

@@ -112,7 +112,7 @@ data = Batches(folder, model.config.block_size, batch, seed, device, ramp_iters)
 optimizers = build_optimizers(model, settings, matmul_dtype)
 start_step, best_val_loss = 0, math.inf
 if resumed:
-    from core.moments import restore_optimizers  # only now, since a new run has none
+    from core.extras.moments import restore_optimizers
 
     start_step, best_val_loss = resumed["step"], resumed["best_val_loss"]
     restore_optimizers(resumed, optimizers, scaler)

@@ -60,6 +60,6 @@ def end_by_signal(number: int, frame) -> None:
 
 def report_error(kind: type[BaseException], error: BaseException, traceback) -> None:
     """A sys.excepthook: what the user can mend is one sentence and exit status 2."""
-    from core import ending  # only now, since most scripts end well
+    from core.extras import ending
 
     ending.report(kind, error, traceback)

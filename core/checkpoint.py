@@ -3,8 +3,8 @@
     {"model": {name: tensor}, "model_args": {field of GPTConfig: value}, "tokenizer": {plain dict},
      "task": None or the dataset's own description of its examples, "step": 2000,
      "optimizers": {"adamw": state dict, ...}, "scaler": {...}, "best_val_loss": 1.47,
-     "config": {setting: value}, "data": {file name: fingerprint}, "lora": see core/lora.py,
-     "parts": see core/parts.py}
+     "config": {setting: value}, "data": {file name: fingerprint}, "lora": see core/extras/lora.py,
+     "parts": see core/extras/parts.py}
 
 nanoGPT's ckpt.pt files, Hugging Face's GPT-2 folders and PEFT's are read into the same form.
 """
@@ -26,7 +26,7 @@ from core.tokenizer import Tokenizer, from_dict
 
 LONGEST_CONTEXT = 2**24  # rotary positions have no tensor that would tell
 LATEST, PREVIOUS, BEST = "ckpt.pt", "ckpt.prev.pt", "best.pt"
-PARTS = "parts"  # the folder of their parts, see core/parts.py
+PARTS = "parts"  # the folder of their parts, see core/extras/parts.py
 DEFAULTS = {"tokenizer": None, "task": None, "step": 0, "best_val_loss": float("inf")}
 DEFAULTS |= {"optimizers": {}, "scaler": {}, "config": {}, "data": {}, "lora": {}}
 
@@ -57,7 +57,7 @@ def load(source: str, merge: bool = True) -> dict:
     """
     path = resolve_checkpoint(source)
     if os.path.isdir(path):
-        from core import hf_folder  # only now, since the main job needs none of it
+        from core.extras import hf_folder
 
         loaded = hf_folder.read(path)
     else:
@@ -72,7 +72,7 @@ def load(source: str, merge: bool = True) -> dict:
     # in memory, since a mapped file that is overwritten would end the process
     loaded = {**DEFAULTS, **loaded, "model": copy.deepcopy(loaded["model"]), "path": path}
     if loaded["lora"]:
-        from core import lora  # only now, as above
+        from core.extras import lora
 
         loaded = lora.with_base(loaded, load)
         loaded = lora.merged(loaded) if merge else loaded
@@ -80,9 +80,9 @@ def load(source: str, merge: bool = True) -> dict:
 
 
 def model_state(model: nn.Module) -> dict:
-    """A model's part of its checkpoint: all tensors, or of core/lora.py's what adapts them."""
+    """A model's part of its checkpoint: all its tensors, or the adapters that are trained."""
     if hasattr(model, "lora"):
-        from core import lora  # only now, as above
+        from core.extras import lora
 
         return lora.model_state(model)
     return {"model": model.state_dict(keep_vars=is_sharded(model))}  # tied: gathered once
@@ -141,7 +141,7 @@ def load_file(path: str) -> dict:
     if not isinstance(loaded, dict):
         loaded = {}
     if "parts" in loaded:
-        from core import parts  # only now, as above
+        from core.extras import parts
 
         loaded = parts.joined(loaded, path)
     weights, args = loaded.get("model"), loaded.get("model_args")
@@ -150,7 +150,7 @@ def load_file(path: str) -> dict:
         raise UserError(f"{path} is not a checkpoint of folioGPT or nanoGPT.")
     if "tokenizer" in loaded:
         return loaded
-    from core import nanogpt  # only now, as above
+    from core.extras import nanogpt
 
     return nanogpt.read_checkpoint(loaded, path)
 
@@ -167,7 +167,7 @@ def resolve_checkpoint(source: str) -> str:
             raise UserError("no checkpoint under out/: train one, or name the folder of a run.")
         source = os.path.dirname(max(runs, key=os.path.getmtime))
     if not os.path.exists(source):
-        from core import gpt2, hub  # only now, as above
+        from core.extras import gpt2, hub
 
         return hub.download(source) if gpt2.is_hub_id(source) else source
     hf_files = ("config.json", "adapter_config.json")  # of a model, of PEFT's adapters
@@ -184,7 +184,7 @@ def load_tokenizer(loaded: dict, dataset: str = "") -> Tokenizer:
     dataset: its name, if it is not in the checkpoint. UserError if there is none.
     """
     if loaded["tokenizer"] is None:
-        from core import vocabulary  # only now, as above
+        from core.extras import vocabulary
 
         return vocabulary.tokenizer_of_dataset(loaded, dataset)
     return from_dict(loaded["tokenizer"])
@@ -205,14 +205,14 @@ def start_from(
         if init_from != "scratch":
             loaded = load_newest(out_dir) if resuming else load(init_from, merge=not lora_rank)
     if lora_rank:
-        from core import lora  # only now, as above
+        from core.extras import lora
 
         if not resuming:
             loaded = lora.as_base(loaded, init_from, out_dir, tokenizer, lora_rank)
     if loaded is None:
         return lambda: gpt(config), None
     if loaded["tokenizer"] != tokenizer.to_dict():
-        from core import vocabulary  # only now, as above
+        from core.extras import vocabulary
 
         loaded = vocabulary.of_dataset(tokenizer, loaded, resuming)
     if (rank := loaded["lora"].get("rank", 0)) != lora_rank:

@@ -128,7 +128,7 @@ def read_meta(folder: str) -> dict:
             with open(path, encoding="utf-8") as file:
                 meta = {**DEFAULTS, **json.load(file)}
         else:
-            from core import nanogpt  # only now, since other folders do not need it
+            from core.extras import nanogpt
 
             meta = {**DEFAULTS, **nanogpt.read_meta(folder)}
         for key, kinds in TYPES.items():
@@ -175,7 +175,7 @@ def ensure_prepared(folder: str, command: str) -> Tokenizer:
                     process.terminate()
                     raise
     if not is_made_by(folder, command):
-        from core.help import no_dataset  # only now, since it is rare
+        from core.extras.help import no_dataset
 
         raise no_dataset(folder, command)
     return from_dict(read_meta(folder)["tokenizer"])

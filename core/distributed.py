@@ -28,7 +28,7 @@ PREPARING = []  # the process group in which ranks wait up to 2 hours for prepar
 def init(device: torch.device, backend: str, timeout: float) -> None:
     """Join the process group, in which a rank waits for the others for `timeout` seconds."""
     if WORLD_SIZE > 1:
-        from core import process_group  # only now, since one process has none
+        from core.extras import process_group
 
         PREPARING.append(process_group.join(device, backend, timeout))
 
@@ -36,7 +36,7 @@ def init(device: torch.device, backend: str, timeout: float) -> None:
 def check_ranks_agree(facts: dict) -> None:
     """UserError, on every rank, if a rank has other values than rank 0."""
     if WORLD_SIZE > 1:
-        from core import process_group  # only now, as above
+        from core.extras import process_group
 
         process_group.compare(facts)
 
@@ -80,7 +80,7 @@ def build_model(make: Callable[[], nn.Module], s: dict, device, dtype: torch.dty
     """
     if WORLD_SIZE == 1 and not s["activation_checkpointing"]:
         return make().to(device)
-    from core import sharding  # only now, as above
+    from core.extras import sharding
 
     return sharding.build_model(make, s, device, dtype)
 
@@ -95,7 +95,7 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP shares the model, see core/fsdp.py."""
+    """Whether FSDP shares the model, see core/extras/fsdp.py."""
     return hasattr(model, "reshard")
 
 
@@ -150,7 +150,7 @@ def leave(status: int) -> None:
     """End the program together with the other ranks."""
     if WORLD_SIZE == 1:
         raise SystemExit(status)
-    from core import ending  # only now, as above
+    from core.extras import ending
 
     any_rank(False)
     ending.exit_at_once(status)

@@ -167,7 +167,7 @@ def prepare_for_inference(model: nn.Module, dtype: str, device: torch.device) ->
     if dtype == "auto" and on_cpu:
         dtype = "float32"
     if int8:
-        from core.int8 import Int8Linear  # only now, since the main job needs none of it
+        from core.extras.int8 import Int8Linear
 
         return replace_linear(model, Int8Linear).float()
     weights_dtype = choose_dtype(dtype, device)
@@ -190,7 +190,7 @@ def compile_decoding(
         wanted = tokens >= WORTH_COMPILING.get(device, math.inf)
     if not wanted:
         return model
-    from core import decoding  # only now, as above
+    from core.extras import decoding
 
     way = decoding.trace if device == "cpu" else decoding.compile_to_graph
     decode, outcome = way(model, cache)

@@ -126,7 +126,7 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @functools.cache
 def traceable_product() -> Callable:
     """packed_product as a script, since torch.jit cannot trace its empty list."""
-    with warnings.catch_warnings():  # TorchScript is deprecated, see core/decoding.py
+    with warnings.catch_warnings():  # TorchScript is deprecated, see core/extras/decoding.py
         warnings.simplefilter("ignore")
         return torch.jit.script(packed_product)
 

@@ -127,7 +127,7 @@ class RunLog:
         self.writes = RANK == 0 and not settings["eval_only"]
         peak = settings["peak_tflops"] * 1e12  # FLOP/s
         if data.device.type == "cuda" and not peak:
-            from core import gpus  # only now, since nothing else has a known peak
+            from core.extras import gpus
 
             peak = gpus.peak_flops(data.device)
         self.peak_tokens_per_s = peak and peak * WORLD_SIZE / model.flops_per_token()
@@ -145,7 +145,7 @@ class RunLog:
         run_id = next(run_ids, uuid.uuid4().hex)
         append(self.path, {**facts, "start_step": start_step, "run_id": run_id})
         if settings["wandb_log"] or settings["tensorboard_log"]:
-            from core import trackers  # only now, since the main job has none
+            from core.extras import trackers
 
             self.trackers = trackers.start(settings, run_id, start_step)
 
@@ -164,7 +164,7 @@ class RunLog:
         """Whether a checkpoint is written, by the ranks that write; all ranks ask, and agree."""
         save = checkpoint.save
         if self.is_sharded:
-            from core import parts  # only now, since few runs need it
+            from core.extras import parts
 
             save = parts.save
         writes = self.writes or self.is_sharded

@@ -14,11 +14,11 @@ def build_optimizers(model: nn.Module, s: dict, dtype: torch.dtype) -> dict:
 
     s: train.py's settings; what they do not train is frozen. dtype: of matrix products. Weight
     decay reaches matrices and embeddings, never gains and biases, as in GPT-2. The adapters of
-    core/lora.py have AdamW, and decay as in their paper. Each group has its parameters' names, and
-    its peak learning rate as `initial_lr`.
+    core/extras/lora.py have AdamW, and decay as in their paper. Each group has its parameters'
+    names, and its peak learning rate as `initial_lr`.
     """
     if s["train_only"] or s["lora_rank"]:
-        from core import frozen  # only now, since the main job trains all
+        from core.extras import frozen
 
         frozen.select_trainable(model, s["train_only"], dtype)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -137,7 +137,7 @@ class Muon(Optimizer):
         """
         mine = dict(enumerate(directions))
         if WORLD_SIZE > 1:
-            from core.shared_work import SharedWork  # only now, since one process does it all
+            from core.extras.shared_work import SharedWork
 
             shared = SharedWork([p for p, _ in params])
             mine = shared.collect(directions)

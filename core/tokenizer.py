@@ -1,6 +1,6 @@
 """Text to token ids and back: characters, bytes. Each tokenizer is a plain dict on disk.
 
-GPT-2's BPE is in core/gpt2_tokenizer.py, any tokenizer.json in core/hf_tokenizer.py.
+GPT-2's BPE is in core/extras/gpt2_tokenizer.py, any tokenizer.json in core/extras/hf_tokenizer.py.
 
 CharTokenizer("ab").to_dict() == {"kind": "char", "chars": ["a", "b"], "special": []}
 from_dict({"kind": "gpt2"}).encode("Hello world").tolist() == [15496, 995]
@@ -132,11 +132,11 @@ def from_dict(saved: dict) -> Tokenizer:
     if kind == "byte":
         return ByteTokenizer()
     if kind == "gpt2":
-        from core.gpt2_tokenizer import GPT2Tokenizer  # only now, since characters need no BPE
+        from core.extras.gpt2_tokenizer import GPT2Tokenizer
 
         return GPT2Tokenizer(special)
     if kind == "hf" and isinstance(saved.get("json"), str):
-        from core.hf_tokenizer import HFTokenizer  # only now, as above
+        from core.extras.hf_tokenizer import HFTokenizer
 
         return HFTokenizer(saved["json"], special)
     raise UserError(f"unknown tokenizer {kind!r}: char, byte, gpt2 and hf are known.")

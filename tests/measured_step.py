@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=4 tests/measured_step.py fsdp --n_layer=12 --n_embd=768 ...
 
-Rank 0 prints a line of JSON: bytes of its tensors, those that core/sharding.py counts, and those
-that it sends if every collective is a ring. The weights must be those that one process makes.
+Rank 0 prints a line of JSON: bytes of its tensors, those that core/extras/sharding.py counts, and
+those that it sends if every collective is a ring. The weights must be those that one process makes.
 """
 
 import json
@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core import distributed, sharding
+from core import distributed
 from core.distributed import WORLD_SIZE, local
+from core.extras import sharding
 from core.optimizer import build_optimizers
 from model import GPT, GPTConfig
 

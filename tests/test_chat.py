@@ -13,8 +13,8 @@ from conftest import ROOT, TINY
 
 from core import checkpoint
 from core.dataset import read_meta
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
 from core.generate import KVCache, Sampling, generate
-from core.gpt2_tokenizer import GPT2Tokenizer
 from core.tokenizer import CharTokenizer, from_dict
 from model import GPT, GPTConfig
 

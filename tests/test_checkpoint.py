@@ -13,7 +13,7 @@ import torch
 
 from core import UserError, checkpoint
 from core.dataset import Writer
-from core.moments import restore_optimizers
+from core.extras.moments import restore_optimizers
 from core.run_folder import backup_previous_run
 from core.tokenizer import CharTokenizer
 from model import GPT, GPTConfig

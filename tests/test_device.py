@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from core import UserError, device, gpus
+from core import UserError, device
+from core.extras import gpus
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -12,8 +12,8 @@ import torch
 from test_gpt2 import load, save_theirs
 
 from core.dataset import Writer
-from core.gpt2_tokenizer import GPT2Tokenizer
-from core.score import Score, score
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
+from core.extras.score import Score, score
 from model import GPT, GPTConfig
 
 
@@ -135,7 +135,7 @@ def test_hellaswag_as_lm_eval_reads_and_scores_it(bpe, tmp_path, monkeypatch, ca
         nats = [rate * (len(text) - 1) for rate, (_, text) in zip(rates, expected, strict=True)]
         return [Score(-n, tokens=1, greedy=False) for n in nats]
 
-    monkeypatch.setattr("core.score.score", score)
+    monkeypatch.setattr("core.extras.score.score", score)
     options = ["--input=h.jsonl", "--protocol=lm-eval", *OPTIONS]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *options])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

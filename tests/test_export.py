@@ -14,8 +14,8 @@ from test_gpt2 import FILES, val_losses
 
 from core import checkpoint
 from core.dataset import Writer
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
 from core.generate import Sampling, generate
-from core.gpt2_tokenizer import GPT2Tokenizer
 from core.tokenizer import UNK, ByteTokenizer, CharTokenizer, from_dict
 from model import GPT, GPTConfig
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from core import UserError, checkpoint, log, tables, texts
+from core import UserError, checkpoint, log
 from core.batches import Batches
 from core.dataset import Writer, read_meta
-from core.gpt2_tokenizer import GPT2Tokenizer
-from core.moments import restore_optimizers
+from core.extras import tables, texts
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
+from core.extras.moments import restore_optimizers
 from core.tokenizer import END, UNK, ByteTokenizer, CharTokenizer, from_dict
 from model import GPT, GPTConfig
 

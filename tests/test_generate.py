@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import VARIANTS, greedy, small, tokens
 
-from core import decoding, int8
 from core import generate as generation
+from core.extras import decoding, int8
+from core.extras.int8 import Int8Linear
 from core.generate import (
     KVCache,
     Sampling,
@@ -17,7 +18,6 @@ from core.generate import (
     prepare_for_inference,
     sample_next_token,
 )
-from core.int8 import Int8Linear
 from core.kernels import PackedLinear, replace_linear
 from model import GPT, GPTConfig
 

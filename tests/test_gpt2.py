@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from core import UserError, checkpoint
-from core.gpt2_tokenizer import GPT2Tokenizer
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
 from model import GPT
 
 transformers = pytest.importorskip("transformers")

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from test_hub import CHINESE, bert_files, sentencepiece_json
 from test_tokenizer import TEXT, round_trip
 
-from core import UserError, checkpoint, vocabulary
+from core import UserError, checkpoint
 from core.dataset import read_meta
-from core.hf_tokenizer import HFTokenizer, train
-from core.hub import find_tokenizer
+from core.extras import vocabulary
+from core.extras.hf_tokenizer import HFTokenizer, train
+from core.extras.hub import find_tokenizer
 from core.tokenizer import END, from_dict
 
 ENGLISH = "The quick brown fox jumps over the lazy dog, doesn't it? Hello world. " * 20
@@ -45,7 +46,7 @@ def test_a_trained_bpe_gives_any_text_back():
 
 
 def test_training_is_a_function_of_the_text():
-    code = "import sys; from core.hf_tokenizer import train; "
+    code = "import sys; from core.extras.hf_tokenizer import train; "
     code += "print(train([open(sys.argv[1], encoding='utf-8').read()], 600).to_dict())"
     source = str(ROOT / "core" / "tokenizer.py")
     found = Counter()

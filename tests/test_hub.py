@@ -8,8 +8,8 @@ import torch
 from test_gpt2 import GREEDY, load, save_theirs
 
 from core import UserError, checkpoint
-from core.gpt2 import is_hub_id
-from core.hub import find_tokenizer
+from core.extras.gpt2 import is_hub_id
+from core.extras.hub import find_tokenizer
 from core.tokenizer import from_dict
 
 transformers = pytest.importorskip("transformers")

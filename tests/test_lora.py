@@ -11,10 +11,11 @@ from conftest import TINY, small, tokens
 from test_gpt2 import save_theirs
 from test_train import MODERN, assert_same_run, evaluations, losses
 
-from core import UserError, checkpoint, lora
+from core import UserError, checkpoint
 from core.dataset import Writer
 from core.device import autocast
-from core.frozen import select_trainable
+from core.extras import lora
+from core.extras.frozen import select_trainable
 from core.optimizer import build_optimizers
 from core.tokenizer import CharTokenizer
 from model import GPT

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import VARIANTS, greedy, small, tokens
 
-from core import UserError, hf_folder
+from core import UserError
 from core.device import compile_model
+from core.extras import hf_folder
 from model import GPT, GPTConfig, rotary_table
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 
 from core import UserError
-from core.frozen import select_trainable
+from core.extras.frozen import select_trainable
 from core.optimizer import Muon, build_optimizers, lr_factor, orthogonalize
 from model import GPT, GPTConfig
 

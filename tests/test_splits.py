@@ -6,7 +6,7 @@ import re
 import pytest
 
 from core import UserError
-from core.splits import Splits, validates
+from core.extras.splits import Splits, validates
 
 
 def choose(documents, val_fraction=0.1, seed=1, **options):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
-from core import UserError, tables, textfile, texts
+from core import UserError
 from core.dataset import read_meta
-from core.gpt2_tokenizer import GPT2Tokenizer
+from core.extras import tables, textfile, texts
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
 from core.tokenizer import END, ByteTokenizer, CharTokenizer, from_dict
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from core import UserError
-from core.gpt2_tokenizer import GPT2Tokenizer
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
 from core.tokenizer import PAD, UNK, ByteTokenizer, CharTokenizer, from_dict
 
 TEXT = "Héllo, wörld — 你好 🙂\n"

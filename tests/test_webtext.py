@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 from test_texts import read, texts_of
 
-from core import gpt2
 from core.dataset import read_meta
+from core.extras import gpt2
 from model import GPTConfig
 
 pytest.importorskip("huggingface_hub")

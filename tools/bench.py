@@ -37,8 +37,8 @@ from core import UserError, checkpoint, log
 from core.batches import Batches, split_batch
 from core.dataset import Writer, ensure_prepared, read_meta
 from core.device import SkipInit, choose_device, device_name, should_compile
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
 from core.generate import KVCache, Sampling, compile_decoding, generate, prepare_for_inference
-from core.gpt2_tokenizer import GPT2Tokenizer
 from core.tokenizer import Tokenizer, from_dict
 from model import GPT, GPTConfig
 

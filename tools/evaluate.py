@@ -29,10 +29,11 @@ from configurator import configure
 
 from tqdm import tqdm
 
-from core import UserError, checkpoint, texts
+from core import UserError, checkpoint
 from core.device import autocast, choose_device, choose_dtype
 from core.download import download
-from core.score import Score, score
+from core.extras import texts
+from core.extras.score import Score, score
 from model import GPT
 
 # ---- settings ------------------------------------------------------------------------------------

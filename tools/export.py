@@ -4,8 +4,8 @@
 
 Then AutoModelForCausalLM.from_pretrained("my-gpt2") and AutoTokenizer load it, and so does
 --init_from=my-gpt2 here. CTranslate2, lm-eval and, for GPT-2's tokenizer, llama.cpp read it too.
-core/hf_folder.py describes the folder's files; README.md says how the model was trained. A run with
---lora_rank is written whole, its adapters added to the weights of its base, or
+core/extras/hf_folder.py describes the folder's files; README.md says how the model was trained. A
+run with --lora_rank is written whole, its adapters added to the weights of its base, or
 
     python -m tools.export --out_dir=out/tuned --to=my-adapter --peft_base=my-gpt2
 
@@ -29,8 +29,9 @@ from configurator import configure
 
 import torch
 
-from core import UserError, checkpoint, peft
-from core.hf_folder import ACTIVATIONS, FIXED, TRANSPOSED
+from core import UserError, checkpoint
+from core.extras import peft
+from core.extras.hf_folder import ACTIVATIONS, FIXED, TRANSPOSED
 from core.tokenizer import UNK, Tokenizer
 from model import GPTConfig
 
@@ -73,7 +74,7 @@ def complete(model_args: dict) -> dict:
 
 
 def to_hf(ours: dict[str, torch.Tensor], args: dict) -> dict[str, torch.Tensor]:
-    """Our tensors by their names: the reverse of core.hf_folder.from_hf.
+    """Our tensors by their names: the reverse of core.extras.hf_folder.from_hf.
 
     Biases that the model does without become zeros.
     """

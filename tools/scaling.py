@@ -18,9 +18,10 @@ from configurator import configure, pick
 
 import torch
 
-from core import UserError, log, sharding
+from core import UserError, log
 from core.batches import split_batch
 from core.device import SkipInit
+from core.extras import sharding
 from model import GPT, GPTConfig
 
 # ---- settings: these, and all of train.py's; the machines are nodes of 8 H100 SXM ----------------
@@ -124,9 +125,9 @@ def exchange(parameters: float, ranks: int, groups: int) -> list[tuple[float, fl
 
 
 def fsdp(gpus: int, ranks: int, steps: int, forward: float, backward: float) -> tuple[float, float]:
-    """The same for groups of so many ranks, as core/fsdp.py does it per micro-batch. Each block is
-    gathered twice, and its gradients are reduced, while others compute; for embeddings and head,
-    which go together and are gathered once, the GPU waits. Groups add up once per step."""
+    """The same for groups of so many ranks, as core/extras/fsdp.py does it per micro-batch. Each
+    block is gathered twice, and its gradients are reduced, while others compute; for embeddings and
+    head, which go together and are gathered once, the GPU waits. Groups add up once per step."""
     layers, groups = model.config.n_layer, gpus // ranks
     block, rest = blocks / layers, total - blocks
     fetch, reduce, add = exchange(block, ranks, groups)
@@ -159,7 +160,7 @@ def predict(gpus: int, strategy: str) -> dict:
     # for the same loss: section 2 of https://arxiv.org/abs/1812.06162
     more_tokens = (1 + batch / critical) / (1 + own_batch / critical)
     memory = sum(needed.values())
-    reached = {"memory": memory > 0.9 * gpu_memory * 2**30}  # as core/sharding.py decides
+    reached = {"memory": memory > 0.9 * gpu_memory * 2**30}  # as core/extras/sharding.py decides
     reached |= {"network": waits > WAITING * seconds, "batch": more_tokens > MORE_TOKENS}
     row = {"gpus": gpus, "strategy": strategy, "gib": memory / 2**30, "batch": batch}
     row |= {"sent_gb": sent / GB, "ms": 1e3 * seconds, "waits": waits / seconds}

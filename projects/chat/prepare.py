@@ -37,10 +37,10 @@ from tqdm import tqdm
 from core import UserError
 from core.dataset import Writer, folder_for
 from core.download import download
-from core.gpt2_tokenizer import GPT2Tokenizer
-from core.splits import Splits
-from core.tables import jsonl_rows
-from core.textfile import reading
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
+from core.extras.splits import Splits
+from core.extras.tables import jsonl_rows
+from core.extras.textfile import reading
 from core.tokenizer import PAD, UNK, CharTokenizer
 from projects.chat.tokens import EOS, ROLES, SEP, turns_of
 

@@ -18,7 +18,7 @@ import torch
 
 from core import UserError
 from core.dataset import Split, read_meta
-from core.textfile import unpacked
+from core.extras.textfile import unpacked
 from core.tokenizer import CharTokenizer
 
 try:

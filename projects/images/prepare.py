@@ -28,8 +28,8 @@ import numpy as np
 
 from core import UserError
 from core.dataset import Writer, folder_for
+from core.extras.splits import check_fraction, validates
 from core.files import replacing
-from core.splits import check_fraction, validates
 from projects.images import pixels
 
 # ---- settings ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from core import UserError, checkpoint
 from core.device import autocast, choose_device, choose_dtype
-from core.score import score
+from core.extras.score import score
 from model import GPT
 from projects.reviews.labels import label_token, labelled_rows, plain, questions
 

@@ -7,8 +7,8 @@ import csv
 import unicodedata
 
 from core import UserError
-from core.tables import csv_rows
-from core.textfile import reading
+from core.extras.tables import csv_rows
+from core.extras.textfile import reading
 from core.tokenizer import PAD, Tokenizer
 
 EXTRACT = "<extract>"  # follows a text; the label's token follows it

@@ -27,7 +27,7 @@ from configurator import configure
 
 from core import UserError, checkpoint
 from core.dataset import Writer, folder_for
-from core.splits import Splits
+from core.extras.splits import Splits
 from core.tokenizer import PAD, UNK, CharTokenizer, Tokenizer, from_dict
 from projects.reviews.labels import EXTRACT, label_token, labelled_rows, questions
 

@@ -26,10 +26,11 @@ from configurator import configure
 import numpy as np
 from tqdm import tqdm
 
-from core import UserError, splits, texts
+from core import UserError
 from core.dataset import DTYPES, SPLITS, Writer, folder_for, read_meta
-from core.ending import exit_at_once
-from core.gpt2_tokenizer import GPT2Tokenizer
+from core.extras import splits, texts
+from core.extras.ending import exit_at_once
+from core.extras.gpt2_tokenizer import GPT2Tokenizer
 
 # ---- settings ------------------------------------------------------------------------------------
 hub_dataset = "Skylion007/openwebtext"  # the dataset's name on the hub
@@ -42,7 +43,7 @@ seed = 1337  # of the choice of documents
 globals().update(configure(__file__))
 
 # here, so that a missing package is known before any download
-import pyarrow.parquet  # noqa: F401 (core/tables.py reads by it)
+import pyarrow.parquet  # noqa: F401 (core/extras/tables.py reads by it)
 from huggingface_hub import HfApi, errors, hf_hub_download
 
 splits.check_fraction(val_fraction)

@@ -1,6 +1,6 @@
 """GPT-2's names: the sizes of models, and which names are those of weights on the hub.
 
-core/hf_folder.py reads its weights in Hugging Face's format, core/hub.py downloads them.
+hf_folder.py reads its weights in Hugging Face's format, hub.py downloads them.
 """
 
 import os

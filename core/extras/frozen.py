@@ -6,14 +6,15 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from core import UserError, lora
+from core import UserError
+from core.extras import lora
 
 
 def select_trainable(model: nn.Module, patterns: str, dtype=torch.float32) -> None:
     """Train only the parameters whose names match one of the patterns, separated by commas.
 
     Such as "transformer.h.3.*,lm_head.*"; "" changes nothing: all are trained, or the adapters of
-    core/lora.py, whose frozen matrices are then kept in `dtype`, that of matrix products.
+    core/extras/lora.py, whose frozen matrices are then kept in `dtype`, that of matrix products.
     UserError if a pattern matches none.
     """
     if patterns:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from core import UserError
 from core.distributed import print0
-from core.gpt2 import is_hub_id
+from core.extras.gpt2 import is_hub_id
 
 MODULES = ("c_attn", "c_proj", "c_fc")  # of every block
 EMBEDDINGS = ["transformer.wte.weight", "lm_head.weight"]

@@ -14,9 +14,10 @@ from glob import glob
 
 import numpy as np
 
-from core import UserError, tables
-from core.tables import PIECE
-from core.textfile import BINARY, begins_badly, reading
+from core import UserError
+from core.extras import tables
+from core.extras.tables import PIECE
+from core.extras.textfile import BINARY, begins_badly, reading
 from core.tokenizer import Tokenizer
 
 WORD_END = re.compile(r"(?<=\S)[ \n]")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from core import UserError
-from core.textfile import LONGEST_LINE, lines, reading
+from core.extras.textfile import LONGEST_LINE, lines, reading
 
 PIECE = 2**20  # characters read at once
 LONGEST_ARRAY = 2**30  # characters; its objects take several times as much memory

@@ -11,8 +11,8 @@ import re
 import torch
 
 from core import UserError
-from core.hf_folder import read_json, read_tensors
-from core.lora import MODULES
+from core.extras.hf_folder import read_json, read_tensors
+from core.extras.lora import MODULES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(
@@ -24,7 +24,7 @@ INITS = (True, False, "gaussian")  # others change the base's weights
 
 
 def read(folder: str) -> dict:
-    """The folder as a checkpoint whose base is not loaded, see core/lora.py."""
+    """The folder as a checkpoint whose base is not loaded, see core/extras/lora.py."""
     config, ours = read_json(os.path.join(folder, CONFIG)), {}
     known = {"peft_type": ("LORA",), "init_lora_weights": INITS}
     for name, value in config.items():

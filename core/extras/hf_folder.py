@@ -42,7 +42,7 @@ GPT2_TOKENS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
 def read(folder: str) -> dict:
     """The folder as a checkpoint of ours, see core/checkpoint.py. An unknown tokenizer is None."""
     if os.path.isfile(os.path.join(folder, "adapter_config.json")):
-        from core import peft
+        from core.extras import peft
 
         return peft.read(folder)
     config = read_json(os.path.join(folder, "config.json"))
@@ -128,11 +128,11 @@ def read_tokenizer(folder: str) -> dict | None:
         merges = [line for line in lines if not line.startswith("#version")]
         if is_gpt2_bpe({"type": "BPE", "vocab": vocab, "merges": merges}):
             return gpt2_with(added)
-        from core.hf_tokenizer import from_bpe_files
+        from core.extras.hf_tokenizer import from_bpe_files
 
         return from_bpe_files(there["vocab.json"], there["merges.txt"], added).to_dict()
     if "vocab.txt" in there:
-        from core.hf_tokenizer import from_wordpiece_file
+        from core.extras.hf_tokenizer import from_wordpiece_file
 
         about = there.get("tokenizer_config.json")
         config = read_json(about) if about else {}

@@ -25,7 +25,7 @@ def build_model(make: Callable[[], nn.Module], s: dict, device, dtype: torch.dty
     if strategy == "ddp":
         model = make().to(device)
     else:
-        from core.fsdp import sharded  # only now, which spares the others a second
+        from core.extras.fsdp import sharded
 
         model = sharded(make, shards_of(strategy), device, dtype)
     if s["activation_checkpointing"]:

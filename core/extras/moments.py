@@ -51,6 +51,6 @@ def moment_of(p: Tensor, saved: Tensor | list[Tensor]) -> Tensor:
         raise ValueError("its moments are not of their parameters' shapes")
     if p is local(p):
         return copy.deepcopy(tensor)
-    from core.fsdp import cut_like
+    from core.extras.fsdp import cut_like
 
     return cut_like(tensor, p)

@@ -2,9 +2,10 @@
 
 import os
 
-from core import UserError, peft
-from core.gpt2 import RELEASED, REPOSITORIES, is_hub_id
-from core.hf_folder import TOKENIZER, read_json, read_tokenizer, read_tokenizer_json
+from core import UserError
+from core.extras import peft
+from core.extras.gpt2 import RELEASED, REPOSITORIES, is_hub_id
+from core.extras.hf_folder import TOKENIZER, read_json, read_tokenizer, read_tokenizer_json
 
 # in the order of preference; an index lists the shards
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

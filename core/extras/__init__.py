@@ -1,0 +1,1 @@
+"""What few runs need, imported inside the functions that need it; read it when you use it."""
