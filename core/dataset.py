@@ -58,7 +58,11 @@ class Writer:
 
             lock = os.open(self.folder, os.O_RDONLY)
             self.stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX)  # wait for another process that writes here
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{self.folder} is being written by another process: waiting ...", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
         return self
 
     def append(self, split: str, ids, mask=None, num_bytes: int = 0) -> None:
